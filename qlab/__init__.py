@@ -1,0 +1,1 @@
+"""qlab: a laboratory for LLM quantization in JAX."""

@@ -1,0 +1,65 @@
+"""Model surgery: a model is a pytree, so replacing its linear layers is one `tree_map`, and a new model comes out.
+
+The head and the embedding are not linears here: they are quantized, if at all, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from qlab.models.transformer import Linear, Transformer, as_array
+
+
+def _is_linear(node: object) -> bool:
+    return isinstance(node, Linear)
+
+
+def _path(keys: tuple) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator=".")
+
+
+def linears(model: Transformer) -> dict[str, Linear]:
+    """The linear layers of the blocks by hub path, in forward order: `layers.0.self_attn.q_proj` first.
+
+    Example:
+        >>> list(linears(model))[:2]   # doctest: +SKIP
+        ['layers.0.self_attn.q_proj', 'layers.0.self_attn.k_proj']
+    """
+    found = {}
+    for i, block in enumerate(model.layers):
+        for part, names in PARTS.items():
+            for name in names:
+                found[f"layers.{i}.{part}.{name}"] = getattr(getattr(block, part), name)
+    return found
+
+
+PARTS = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+def map_linears(model: Transformer, change: Callable[[str, Linear], Linear]) -> Transformer:
+    """A new model whose linear at every path is `change(path, linear)`; `model` stays as it was."""
+
+    def visit(keys: tuple, node: object) -> object:
+        return change(_path(keys), node) if _is_linear(node) and keys[0].name == "layers" else node
+
+    return jax.tree_util.tree_map_with_path(visit, model, is_leaf=_is_linear)
+
+
+def dense(model: Transformer) -> Transformer:
+    """The same function with every QTensor dequantized to float32.
+
+    All quantized variants of a model become one structure and so share one compiled program.
+    """
+    model = map_linears(model, lambda _, layer: Linear(_dequantize(layer.weight), layer.bias))
+    model.embed_tokens.weight = _dequantize(model.embed_tokens.weight)
+    if model.lm_head is not None:
+        model.lm_head.weight = _dequantize(model.lm_head.weight)
+    return model
+
+
+_dequantize = jax.jit(as_array)

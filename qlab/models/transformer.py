@@ -1,0 +1,308 @@
+"""The Llama family in one file: x ← x + Attention(RMSNorm(x)), x ← x + MLP(RMSNorm(x)), thirty times over.
+
+A model is a flax nnx module and therefore a pytree: `jax.jit`, `vmap`, `grad` and `tree_map` take it as it is. Every matrix
+that quantization touches is a `Linear` whose weight is an array or a `QTensor`, under the path it has on the hub
+(`layers.3.self_attn.q_proj`); q, k, v and gate, up stay separate. Not here: where weights come from (`load`), sampling
+(`generate`), replacing layers (`surgery`). Touvron et al. 2023, arXiv 2302.13971; RoPE: arXiv 2104.09864; GQA: arXiv 2305.13245.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qlab.qtensor import QTensor, dequantize
+
+# Products of float32 stay float32 on every device; a GPU or TPU would otherwise round the operands first.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The facts of one architecture, under the names of a hub's `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+
+@dataclasses.dataclass
+class Label:
+    """What travels with a model and never changes what it computes: name, tokenizer, report, notes, provenance.
+
+    All labels are equal, so two models that differ only in their labels share one compiled program.
+    """
+
+    name: str = ""
+    tokenizer: Any = None
+    report: Any = None
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Label)
+
+    def __hash__(self) -> int:
+        return hash(Label)
+
+
+def as_array(weight: jax.Array | QTensor) -> jax.Array:
+    """The numbers a weight stands for: itself, or a QTensor's `dequantize`."""
+    return dequantize(weight) if isinstance(weight, QTensor) else weight
+
+
+class Linear(nnx.Module):
+    """y = x Wᵀ + b with W (out, in): the one place where a weight is transposed."""
+
+    def __init__(self, weight: jax.Array | QTensor, bias: jax.Array | None = None):
+        self.weight = nnx.data(weight)  # (out, in)
+        self.bias = nnx.data(bias)  # (out,) or None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.matmul(x, as_array(self.weight).T, precision=PRECISION)
+        return y if self.bias is None else y + self.bias
+
+
+class Embedding(nnx.Module):
+    """Row `token` of a (vocab, hidden) table; the same table reads logits out of a tied model."""
+
+    def __init__(self, weight: jax.Array | QTensor):
+        self.weight = nnx.data(weight)  # (vocab, hidden)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return as_array(self.weight)[tokens]
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + ε) ⊙ g (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+
+    def __init__(self, weight: jax.Array, eps: float):
+        self.weight = nnx.data(weight)  # (hidden,)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.weight
+
+
+def rotate(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions, half-split order: pair (i, i + d/2) turns by position · θ^(−2i/d).
+
+    Args:
+        x: (batch, time, heads, head_dim).
+        position: (time,) int32, the absolute position of every row of `x`.
+        theta: the base of the frequencies.
+    """
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)  # (half,)
+    angle = position[:, None].astype(jnp.float32) * frequency  # (time, half)
+    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]  # (time, 1, half)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class Cache(nnx.Module):
+    """The keys and values of one layer, up to a fixed length; rows past the current position are zeros."""
+
+    def __init__(self, keys: jax.Array, values: jax.Array):
+        self.keys = nnx.data(keys)  # (batch, length, kv_heads, head_dim)
+        self.values = nnx.data(values)  # (batch, length, kv_heads, head_dim)
+
+    def write(self, keys: jax.Array, values: jax.Array, start: jax.Array) -> Cache:
+        """A new cache with rows `start : start + time` replaced."""
+        put = jax.lax.dynamic_update_slice_in_dim
+        return Cache(put(self.keys, keys, start, axis=1), put(self.values, values, start, axis=1))
+
+
+class Attention(nnx.Module):
+    """Causal attention; each of `kv_heads` keys serves heads / kv_heads queries (grouped-query attention)."""
+
+    def __init__(
+        self, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear, config: Config
+    ):
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self.head_dim, self.theta = config.head_dim, config.rope_theta
+
+    def __call__(self, x: jax.Array, start: jax.Array, cache: Cache | None):
+        batch, time, _ = x.shape
+        position = start + jnp.arange(time)
+        split = (batch, time, -1, self.head_dim)
+        q = rotate(self.q_proj(x).reshape(split), position, self.theta)
+        k = rotate(self.k_proj(x).reshape(split), position, self.theta)
+        v = self.v_proj(x).reshape(split)
+        if cache is None:
+            seen = position
+        else:
+            cache = cache.write(k, v, start)
+            k, v = cache.keys, cache.values
+            seen = jnp.arange(k.shape[1])
+        q = q.reshape(batch, time, k.shape[2], -1, self.head_dim)  # (batch, time, kv, group, d)
+        score = jnp.einsum("btkgd,bskd->bkgts", q, k, precision=PRECISION) / self.head_dim**0.5
+        score = jnp.where(seen <= position[:, None], score, -jnp.inf)
+        weight = jax.nn.softmax(score, axis=-1)  # (batch, kv, group, time, seen)
+        y = jnp.einsum("bkgts,bskd->btkgd", weight, v, precision=PRECISION)
+        return self.o_proj(y.reshape(batch, time, -1)), cache
+
+
+class MLP(nnx.Module):
+    """down(silu(gate x) ⊙ up x): the gated unit SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear):
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """One layer: normalise, mix over time, add; normalise, mix over channels, add."""
+
+    def __init__(
+        self,
+        input_layernorm: RMSNorm,
+        self_attn: Attention,
+        post_attention_layernorm: RMSNorm,
+        mlp: MLP,
+    ):
+        self.input_layernorm, self.self_attn = input_layernorm, self_attn
+        self.post_attention_layernorm, self.mlp = post_attention_layernorm, mlp
+
+    def __call__(self, x: jax.Array, start: jax.Array, cache: Cache | None = None):
+        y, cache = self.self_attn(self.input_layernorm(x), start, cache)
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+# All layers of a model have one structure, so they share this one compiled program: compile time does not grow with depth.
+_run = jax.jit(lambda block, x, start, cache: block(x, start, cache))
+
+
+class Transformer(nnx.Module):
+    """A causal language model: tokens (batch, time) int32 -> logits (batch, time, vocab) float32.
+
+    Example:
+        >>> model = Transformer.init(Config(64, 32, 64, 2, 4, 2, 8), jax.random.key(0))
+        >>> model(jnp.zeros((1, 5), jnp.int32)).shape
+        (1, 5, 64)
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        embed_tokens: Embedding,
+        layers: list[Block],
+        norm: RMSNorm,
+        lm_head: Linear | None = None,
+        label: Label | None = None,
+    ):
+        self.config = config
+        self.embed_tokens = embed_tokens
+        self.layers = nnx.List(layers)
+        self.norm = norm
+        self.lm_head = nnx.data(lm_head)  # None: tied to the embedding
+        self.label = label or Label()
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens))
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        """The normed states that the head reads, (batch, time, hidden) float32."""
+        x = self.embed_tokens(tokens)
+        for block in self.layers:
+            x, _ = _run(block, x, jnp.int32(0), None)
+        return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Scores of every token of the vocabulary, (..., vocab) float32."""
+        if self.lm_head is not None:
+            return self.lm_head(hidden)
+        return jnp.matmul(hidden, as_array(self.embed_tokens.weight).T, precision=PRECISION)
+
+    def step(self, tokens: jax.Array, start: jax.Array, caches: list[Cache]):
+        """Run `tokens` (batch, time) at positions `start …` against the caches: (logits, new caches)."""
+        x, new = self.embed_tokens(tokens), []
+        for block, cache in zip(self.layers, caches, strict=True):
+            x, cache = _run(block, x, start, cache)
+            new.append(cache)
+        return self.logits(self.norm(x)), new
+
+    def caches(self, batch: int, length: int) -> list[Cache]:
+        """Empty caches for `length` positions, one a layer."""
+        shape = (batch, length, self.config.num_key_value_heads, self.config.head_dim)
+        return [Cache(jnp.zeros(shape), jnp.zeros(shape)) for _ in self.layers]
+
+    @property
+    def name(self) -> str:
+        return self.label.name
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.label.tokenizer
+
+    @property
+    def report(self) -> Any:
+        return self.label.report
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.label.notes
+
+    @staticmethod
+    def init(config: Config, key: jax.Array) -> Transformer:
+        """Random weights: normal with standard deviation 0.02, residual outputs smaller by √(2·layers)."""
+
+        def matrix(out: int, inner: int, std: float, bias: bool) -> Linear:
+            nonlocal key
+            key, now = jax.random.split(key)
+            w = jax.random.normal(now, (out, inner), jnp.float32) * std
+            return Linear(w, jnp.zeros(out) if bias else None)
+
+        return build(config, matrix)
+
+
+def build(config: Config, matrix: Any) -> Transformer:
+    """The skeleton, filled by `matrix(out, in, std, bias) -> Linear`, called in forward order; norm gains are ones."""
+    c = config
+    small = 0.02 / (2 * c.num_hidden_layers) ** 0.5
+    wide, narrow = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+
+    def norm() -> RMSNorm:
+        return RMSNorm(jnp.ones(c.hidden_size), c.rms_norm_eps)
+
+    embedding = Embedding(matrix(c.vocab_size, c.hidden_size, 0.02, False).weight)
+    layers = [
+        Block(
+            norm(),
+            Attention(
+                matrix(wide, c.hidden_size, 0.02, c.attention_bias),
+                matrix(narrow, c.hidden_size, 0.02, c.attention_bias),
+                matrix(narrow, c.hidden_size, 0.02, c.attention_bias),
+                matrix(c.hidden_size, wide, small, c.attention_bias),
+                c,
+            ),
+            norm(),
+            MLP(
+                matrix(c.intermediate_size, c.hidden_size, 0.02, c.mlp_bias),
+                matrix(c.intermediate_size, c.hidden_size, 0.02, c.mlp_bias),
+                matrix(c.hidden_size, c.intermediate_size, small, c.mlp_bias),
+            ),
+        )
+        for _ in range(c.num_hidden_layers)
+    ]
+    head = None
+    if not c.tie_word_embeddings:
+        head = matrix(c.vocab_size, c.hidden_size, 0.02, False)
+    return Transformer(c, embedding, layers, norm(), head)
