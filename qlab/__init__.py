@@ -1,1 +1,94 @@
-"""qlab: a laboratory for LLM quantization in JAX."""
+"""qlab: a laboratory for LLM quantization in JAX. Learn it by hand, prototype a method, reproduce the experiments.
+
+Formats, Specs, QTensors, Stats and the methods load at once; models, files, evaluation, plots and widgets when first used.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+from qlab import specs
+from qlab.formats import FORMATS, Format
+from qlab.methods import METHODS, rtn
+from qlab.packing import pack, unpack
+from qlab.qtensor import (
+    QTensor,
+    Spec,
+    bits_per_weight,
+    dequantize,
+    fake_quantize,
+    fit,
+    quantize,
+)
+from qlab.rules import RULES
+from qlab.specs import SPECS, explain
+from qlab.stats import Stats, output_error
+
+if _TYPE_CHECKING:
+    from qlab import evaluation, io, models, plots
+    from qlab.data import texts
+    from qlab.evaluation import compare, evaluate
+    from qlab.io import save
+    from qlab.models import generate, load, quantize_model
+
+__version__ = "0.1.0"
+
+# name -> the module that has it; None: the name is a module itself
+_LAZY = {
+    "load": "qlab.models",  # a model by name, hub id, folder or file
+    "quantize_model": "qlab.models",  # a method on every linear layer
+    "generate": "qlab.models",  # text from a model
+    "save": "qlab.io",  # a quantized model to a folder
+    "texts": "qlab.data",  # the bundled texts
+    "evaluate": "qlab.evaluation",  # perplexity, divergence, bars
+    "compare": "qlab.evaluation",  # one table of what is comparable
+    "models": None,
+    "io": None,
+    "evaluation": None,
+    "plots": None,
+}
+
+__all__ = [
+    "FORMATS",
+    "METHODS",
+    "RULES",
+    "SPECS",
+    "Format",
+    "QTensor",
+    "Spec",
+    "Stats",
+    "bits_per_weight",
+    "compare",
+    "dequantize",
+    "evaluate",
+    "evaluation",
+    "explain",
+    "fake_quantize",
+    "fit",
+    "generate",
+    "io",
+    "load",
+    "models",
+    "output_error",
+    "pack",
+    "plots",
+    "quantize",
+    "quantize_model",
+    "rtn",
+    "save",
+    "specs",
+    "texts",
+    "unpack",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'qlab' has no attribute {name!r}")
+    home = _LAZY[name]
+    value = _import_module(f"qlab.{name}") if home is None else getattr(_import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,7 +4,7 @@
 
 `fit` finds the ranges (scale, zero, offset) of every block, `quantize` the nearest code of every weight, `dequantize` goes
 back. A scale may be stored by a Spec of its own, so double quantization and k-quants are literals, not code.
-Not here: named Specs (`specs`), how ranges are chosen (`rules`), bytes on disk (`packing`, `io`).
+Not here: words and pictures (`describe`), named Specs (`specs`), how ranges are chosen (`rules`), bytes on disk (`packing`, `io`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qlab import describe
 from qlab.arithmetic import cast, divide, multiply, ordered_mean
 from qlab.formats import Format
 from qlab.rules import Rule, absmax
@@ -78,6 +79,9 @@ class Spec:
         """A copy with some fields changed: `SPECS["int4_g128"].replace(block=64)`."""
         return dataclasses.replace(self, **changes)
 
+    def _repr_html_(self) -> str:
+        return describe.spec_html(self)
+
 
 def _check_block(block: Block) -> None:
     sizes = (block,) if isinstance(block, int) else block
@@ -126,6 +130,9 @@ class QTensor:
 
     def __repr__(self) -> str:
         return f"QTensor{self.shape}({self.spec.format}, block={self.spec.block})"
+
+    def _repr_html_(self) -> str:
+        return describe.qtensor_html(self, bits_per_weight(self))
 
 
 # ---- blocks -------------------------------------------------------------------------------------------------------
@@ -389,26 +396,7 @@ def bits_per_weight(x: Spec | QTensor) -> float:
     """
     if isinstance(x, QTensor):
         return _bits(x) / math.prod(x.shape)
-    return sum(bits for _, bits in bit_parts(x))
-
-
-def bit_parts(spec: Spec) -> list[tuple[str, float]]:
-    """What a weight pays for, in bits: [("codes", 4.0), ("scale", 0.125), …]; once a row or a tensor counts as 0."""
-    block = spec.block
-    count = math.inf if isinstance(block, str) else math.prod((block,) if isinstance(block, int) else block)
-
-    def each(how: str | Format | Spec | None) -> float:
-        if how is None or how == "mean":
-            return 0.0
-        if isinstance(how, str):
-            return 8.0 * jnp.dtype(how).itemsize
-        return float(how.bits) if isinstance(how, Format) else bits_per_weight(how)
-
-    parts = [("codes", float(spec.format.bits)), ("scale", each(spec.scale) / count)]
-    for name in ("zero", "offset"):
-        if getattr(spec, name) is not None:
-            parts.append((name, each(getattr(spec, name)) / count))
-    return parts
+    return sum(part.bits for part in describe.parts(x))
 
 
 def _bits(q: QTensor | jax.Array | None) -> float:
