@@ -1,0 +1,17 @@
+"""What was lost: perplexity, divergence, error bars, sizes, and tables that refuse unlike rows."""
+
+from qlab.evaluation.bars import Estimate
+from qlab.evaluation.result import Evaluation, TextScore
+from qlab.evaluation.scoring import evaluate
+from qlab.evaluation.tables import Comparison, compare, paired_difference, unpaired_difference
+
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Evaluation",
+    "TextScore",
+    "compare",
+    "evaluate",
+    "paired_difference",
+    "unpaired_difference",
+]
