@@ -28,8 +28,8 @@ class Bytes:
     fingerprint = "bytes" * 8
     bos_id = None
 
-    def encode(self, text):
-        return list(text.encode())
+    def encode(self, text, special=False):
+        return [self.bos_id] * special + list(text.encode())
 
     def decode(self, ids):
         return bytes(ids).decode(errors="replace")
@@ -290,9 +290,10 @@ def test_pairing_shrinks_the_bar():
 
 
 def test_numbers_are_written_to_the_place_the_bar_justifies():
-    assert with_bar(52.2381, 0.8123) == "52.24 ± 0.81"
+    assert with_bar(52.2381, 0.8123) == "52.2 ± 0.8"
     assert with_bar(0.04042, 0.00121) == "0.0404 ± 0.0012"
-    assert with_bar(1234.5, 56.7) == "1234 ± 57" or with_bar(1234.5, 56.7) == "1235 ± 57"
+    assert with_bar(1234.6, 56.7) == "1235 ± 57"
+    assert with_bar(99.95, 0.0951) == "99.95 ± 0.10"
     assert with_bar(3.2e-9, 1.1e-9) == "(3.2 ± 1.1)e-9"
     assert with_bar(7.51234, None) == "7.512"
 

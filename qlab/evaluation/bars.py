@@ -36,12 +36,12 @@ class Estimate:
         return with_bar(self.value, self.bar)
 
 
-def with_bar(value: float, bar: float | None, digits: int = 2) -> str:
-    """A number written to the last place its bar justifies.
+def with_bar(value: float, bar: float | None) -> str:
+    """A number written to the last place its bar justifies: two digits of a bar below 35, else one.
 
     Example:
         >>> with_bar(52.2381, 0.8123), with_bar(0.04042, 0.00121), with_bar(7.51234, None)
-        ('52.24 ± 0.81', '0.0404 ± 0.0012', '7.512')
+        ('52.2 ± 0.8', '0.0404 ± 0.0012', '7.512')
     """
     if not np.isfinite(value):
         return "—"
@@ -52,7 +52,8 @@ def with_bar(value: float, bar: float | None, digits: int = 2) -> str:
     if abs(value) < 1e-4 and bar < 1e-4:
         power = int(np.floor(np.log10(max(abs(value), bar))))
         return f"({value / 10.0**power:.1f} ± {bar / 10.0**power:.1f})e{power}"
-    places = max(0, digits - 1 - int(np.floor(np.log10(bar))))
+    first, power = f"{bar:.1e}".split("e")  # the bar rounded to two digits, 3.4e-02
+    places = max(0, (1 if float(first) < 3.5 else 0) - int(power))
     return f"{value:.{places}f} ± {bar:.{places}f}"
 
 

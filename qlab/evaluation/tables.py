@@ -15,13 +15,13 @@ from qlab.evaluation.result import Evaluation, escape, records
 
 COLUMNS = (
     "model",
-    "bits/weight",
+    "bits/w",
     "perplexity",
     "Δ ln ppl",
     "bits/byte",
     "KL, nats",
     "KL 99.9 %",
-    "same top-1, %",
+    "top-1, %",
 )
 
 
@@ -207,14 +207,15 @@ def _notes(rows: Sequence[Evaluation]) -> list[str]:
         "; ".join(_heading(score) for score in rows[0].texts) + ".",
         f"protocol {p.name}: windows of {p.context} tokens, {scored}; "
         f"reference: {p.reference or 'none'}; tokenizer {p.tokenizer[:12]}; {p.precision}.",
-        "± is one standard error by bootstrap over windows; KL, Δ ln ppl and top-1 are paired with "
+        "± is one standard error by bootstrap over windows; KL, Δ ln ppl and top-1 (how "
+        "often both rank the same token first) are paired with "
         "the reference, perplexity and bits/byte are not.",
     ]
     size = rows[0].size
     notes.append(
-        f"bits/weight counts codes, scales and offsets of the {size.linears.weights:,} weights in "
+        f"bits/w counts codes, scales and offsets of the {size.linears.weights:,} weights in "
         f"linears; the embedding ({size.embedding.weights:,} weights) is apart: "
-        f"{size.embedding.bits_per_weight:.3f} bits/weight in {rows[0].name!r}."
+        f"{size.embedding.bits_per_weight:.3f} bits/w in {rows[0].name!r}."
     )
     for row in rows:
         notes += [note for note in row.notes if note not in notes]

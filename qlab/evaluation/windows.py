@@ -127,8 +127,16 @@ def cut(
     first = context // 2 if protocol == "llama.cpp" else 0
     sizes = token_bytes(tokenizer, ids[: used + 8])[:used]  # 8 more: the last character may be cut
     sizes = sizes.reshape(count, context)[:, first + 1 :].sum(axis=1)
-    bos = getattr(tokenizer, "bos_id", None)  # None: this tokenizer begins texts without one
+    bos = _added_bos(tokenizer)
     if protocol == "llama.cpp" and bos is not None:
         table[:, 0] = bos  # in place of the first token, as llama.cpp does; it is never scored
     text_hash = hashlib.sha256(text.encode()).hexdigest()
     return Windows(table, first, np.rint(sizes).astype(np.int64), text_hash)
+
+
+def _added_bos(tokenizer: Any) -> int | None:
+    """The token the tokenizer itself puts before a text, if it does; having one is not enough."""
+    bos = getattr(tokenizer, "bos_id", None)
+    if bos is None or list(tokenizer.encode("", special=True))[:1] != [bos]:
+        return None
+    return bos
