@@ -1,0 +1,163 @@
+"""Text to token ids and back: a thin wrapper over the `tokenizers` library that adds what a laboratory needs.
+
+A fingerprint (two perplexities compare only under one tokenizer), ids that end a text, and decoding piece by piece. Built
+from a `tokenizer.json` or from the vocabulary and merges inside a GGUF file. Not here: training a tokenizer (`training/`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with its ids of end and begin.
+
+    Args:
+        definition: the library's tokenizer.
+        eos_ids: ids that end a generated text.
+        bos_id: the id that begins one, or None.
+
+    Example:
+        >>> tokenizer = from_json("tokenizer.json")            # doctest: +SKIP
+        >>> tokenizer.decode(tokenizer.encode("안녕, world"))   # doctest: +SKIP
+        '안녕, world'
+    """
+
+    def __init__(
+        self,
+        definition: tokenizers.Tokenizer,
+        eos_ids: Sequence[int] = (),
+        bos_id: int | None = None,
+    ):
+        self.definition = definition
+        self.eos_ids = tuple(eos_ids)
+        self.bos_id = bos_id
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: any string.
+            special: add what the tokenizer's own post-processor adds (Llama's begin token); perplexity wants it off.
+        """
+        return self.definition.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens spelt out; bytes that are no UTF-8 become U+FFFD."""
+        return self.definition.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Pieces of `decode(ids)` as the ids arrive; an unfinished UTF-8 character waits for its other bytes.
+
+        The pieces joined are `decode(all ids)`.
+
+        Example:
+            >>> for piece in tokenizer.stream(ids):            # doctest: +SKIP
+            ...     print(piece, end="", flush=True)
+        """
+        seen: list[int] = []
+        sent = ""
+        for i in ids:
+            seen.append(i)
+            text = self.decode(seen)
+            whole = text.rstrip("\ufffd")  # the last character may still be incomplete
+            if whole.startswith(sent) and len(whole) > len(sent):
+                yield whole[len(sent) :]
+                sent = whole
+        rest = self.decode(seen)[len(sent) :]
+        if rest:
+            yield rest
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token's spelling, or None."""
+        return self.definition.token_to_id(token)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, added ones included."""
+        return self.definition.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole definition, in hexadecimal: equal means equal ids for every text."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The definition as the text of a `tokenizer.json`."""
+        return self.definition.to_str(pretty=True)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} tokens, {self.fingerprint[:12]})"
+
+
+def from_json(
+    path: str | os.PathLike, eos_ids: Sequence[int] = (), bos_id: int | None = None
+) -> Tokenizer:
+    """Reads a hub's `tokenizer.json`.
+
+    Raises:
+        ValueError: the file is not a tokenizer's definition.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        definition = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path} is no tokenizer.json: {error}") from None
+    definition.no_padding()
+    definition.no_truncation()
+    return Tokenizer(definition, eos_ids, bos_id)
+
+
+# How a text is cut before merging, by the file's `tokenizer.ggml.pre`. "default" is GPT-2's.
+PRE_TOKENIZERS = {
+    "smollm": lambda: pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    ),
+    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+}
+_CONTROL = 3  # token_type of a special token (llama.h, LLAMA_TOKEN_TYPE_CONTROL)
+
+
+def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
+    """Rebuilds a byte-level BPE tokenizer from the header of a GGUF file.
+
+    Args:
+        metadata: `io.gguf.read(path).metadata`.
+
+    Raises:
+        ValueError: the file's tokenizer is of another kind, named in the sentence.
+    """
+
+    def get(key: str, default: Any = None) -> Any:
+        return metadata.get(f"tokenizer.ggml.{key}", default)
+
+    kind, pre = get("model"), get("pre")
+    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"the file's tokenizer is {kind!r} with pre-tokenizer {pre!r}; "
+            f"read are 'gpt2' with {', '.join(map(repr, PRE_TOKENIZERS))}"
+        )
+    tokens, merges = get("tokens", []), get("merges", [])
+    definition = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[tuple(merge.split(" ")) for merge in merges],
+        )
+    )
+    definition.pre_tokenizer = PRE_TOKENIZERS[pre]()
+    definition.decoder = decoders.ByteLevel()
+    control = [t for t, k in zip(tokens, get("token_type", []), strict=False) if k == _CONTROL]
+    definition.add_special_tokens([AddedToken(token, normalized=False) for token in control])
+    eos = get("eos_token_id")
+    bos = get("bos_token_id") if get("add_bos_token") else None
+    return Tokenizer(definition, () if eos is None else (eos,), bos)
