@@ -1,0 +1,1 @@
+"""The recipe of the bundled tiny model: sources, texts, corpus, tokenizer, training, export."""
