@@ -26,7 +26,7 @@ class Format:
         name: the key in FORMATS.
         bits: storage of one code in bits; fractional where several codes share a byte.
         grid: (codes,) float32, the value of every code; NaN where a pattern is no finite number.
-        ties: where a number halfway between two values goes: to the "even" code or "down".
+        ties: where a number halfway between two values goes: to the "even" code, "down" or "up".
         dtype: a JAX dtype with exactly this grid whose cast rounds to nearest even, or None.
 
     Two Formats are equal when name and bits are (grids hold NaN).
@@ -39,7 +39,7 @@ class Format:
     name: str
     bits: float
     grid: np.ndarray
-    ties: Literal["even", "down"] = "even"
+    ties: Literal["even", "down", "up"] = "even"
     dtype: np.dtype | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -83,7 +83,8 @@ class Format:
         middle = (v[:-1] + v[1:]) / 2
         cut = middle.astype(np.float32)
         tie = cut.astype(np.float64) == middle
-        below = tie & ((self._codes[:-1] % 2 == 0) | (self.ties == "down"))
+        even = (self._codes[:-1] % 2 == 0) & (self.ties == "even")
+        below = tie & (even | (self.ties == "down"))
         up = (cut < middle) | below
         cut = np.where(up, np.nextafter(cut, np.float32(np.inf)), cut).astype(np.float32) + 0.0
         bits = cut.view(np.int32)
@@ -169,7 +170,7 @@ FP8_E5M2 = Format(
     dtype=np.dtype(ml_dtypes.float8_e5m2),
 )
 UE4M3 = Format("UE4M3", 8, np.where(np.arange(256) < 128, _E4M3, np.nan).astype(np.float32))
-E8M0 = Format("E8M0", 8, _bit_patterns(ml_dtypes.float8_e8m0fnu, 256))  # 2⁻¹²⁷ … 2¹²⁷
+E8M0 = Format("E8M0", 8, _bit_patterns(ml_dtypes.float8_e8m0fnu, 256), ties="up")  # 2⁻¹²⁷ … 2¹²⁷
 FP6_E2M3 = Format("FP6_E2M3", 6, _bit_patterns(ml_dtypes.float6_e2m3fn, 64))
 FP6_E3M2 = Format("FP6_E3M2", 6, _bit_patterns(ml_dtypes.float6_e3m2fn, 64))
 FP4 = Format("FP4", 4, _bit_patterns(ml_dtypes.float4_e2m1fn, 16))  # E2M1: 0 .5 1 1.5 2 3 4 6

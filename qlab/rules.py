@@ -151,7 +151,8 @@ def pow2_ceil(blocks: jax.Array, format: Format) -> Ranges:
 def pow2_even(blocks: jax.Array, format: Format) -> Ranges:
     """As `pow2_floor` after max|w| is rounded (halves up) to the format's own mantissa bits."""
     half = 1 << (23 - _mantissa_bits(format) - 1)
-    rounded = ((bits_of(_amax(blocks)) + half) >> 23) - 127
+    bits = jnp.minimum(bits_of(_amax(blocks)), 0x7F800000)  # at most infinity
+    rounded = ((bits + half) >> 23) - 127
     return _e8m0(rounded - exponent(jnp.float32(format.max)))
 
 
@@ -165,7 +166,7 @@ def nvfp4(blocks: jax.Array, format: Format) -> Ranges:
 
 
 def _ceil_log2(x: jax.Array) -> jax.Array:
-    return exponent(x) + ((bits_of(x) & 0x7FFFFF) != 0)
+    return exponent(x) + ((bits_of(x) & 0x7FFFFF) != 0).astype(jnp.int32)
 
 
 def _mantissa_bits(format: Format) -> int:

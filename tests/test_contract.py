@@ -1,0 +1,115 @@
+"""The contract that every method keeps with every Spec: METHODS × SPECS × nasty tensors.
+
+For each pair: finite and shaped as asked · jit = eager, bit for bit · vmap = loop · the straight-through gradient · strict dtype
+promotion · round trip through dense bytes. A pair that a method does not support raises, naming both, and is counted.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qlab.methods import METHODS
+from qlab.packing import pack, unpack
+from qlab.qtensor import QTensor, dequantize, fake_quantize
+from qlab.specs import SPECS, TABLE
+from qlab.stats import Stats
+
+ROWS, COLUMNS = 4, 512  # a multiple of every block, two super-blocks of 256
+RNG = np.random.default_rng(0)
+
+
+def _nasty() -> dict[str, np.ndarray]:
+    normal = RNG.standard_normal((ROWS, COLUMNS)).astype(np.float32)
+    mixed = normal.copy()
+    mixed[0], mixed[1], mixed[2, :256] = 0.0, 0.75, -0.0
+    exact = np.resize(np.arange(-8, 8) / 2, (ROWS, COLUMNS))  # ties everywhere
+    return {
+        "normal": normal,
+        "zeros": np.zeros_like(normal),
+        "constant rows": np.broadcast_to(RNG.standard_normal((ROWS, 1)), normal.shape),
+        "positive": np.abs(normal),
+        "negative": -np.abs(normal),
+        "mixed": mixed,
+        "ties": exact,
+        "1e-30": 1e-30 * normal,
+        "1e30": 1e30 * normal,
+        "subnormal": 1e-39 * normal,
+        "one outlier": np.where(np.arange(COLUMNS) == 7, 1e4, normal),
+        "dead channels": np.where(np.arange(COLUMNS) % 3 == 0, 0.0, normal),
+    }
+
+
+NASTY = {name: np.asarray(w, np.float32) for name, w in _nasty().items()}
+INPUTS = RNG.standard_normal((2 * COLUMNS, COLUMNS)).astype(np.float32)
+INPUTS[:, ::17] = 0.0  # channels that calibration never saw
+PAIRS = [(m, s) for m in METHODS for s in SPECS]
+SUPPORTED = [(m, s) for m, s in PAIRS if METHODS[m].supports(SPECS[s])]
+
+
+@pytest.fixture(scope="module")
+def stats() -> Stats:
+    return Stats.from_inputs(jnp.asarray(INPUTS))
+
+
+def same(a: QTensor, b: QTensor) -> None:
+    """Two QTensors agree in every bit of every leaf."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.mark.parametrize("method_name, spec_name", SUPPORTED)
+def test_contract(method_name, spec_name, stats):
+    method, spec = METHODS[method_name], SPECS[spec_name]
+    run = lambda w: method(w, stats, spec)  # noqa: E731
+    with jax.numpy_dtype_promotion("strict"):
+        results = {name: run(jnp.asarray(w)) for name, w in NASTY.items()}
+        decoded = {name: np.asarray(dequantize(q)) for name, q in results.items()}
+
+    for name, q in results.items():
+        assert q.codes.dtype == jnp.uint8 and q.shape == (ROWS, COLUMNS), name
+        assert np.isfinite(decoded[name]).all(), name
+        assert np.isfinite(spec.format.grid[np.asarray(q.codes)]).all(), name
+        codes = np.asarray(q.codes)
+        np.testing.assert_array_equal(
+            unpack(pack(codes, spec.format), spec.format, codes.shape), codes
+        )
+    # the MX scale of a block of zeros is 2⁻¹²⁷, and of tiny ones too: everything decodes to (almost) nothing
+    assert np.abs(decoded["zeros"]).max() < 1e-30
+    error = np.linalg.norm(decoded["normal"] - NASTY["normal"]) / np.linalg.norm(NASTY["normal"])
+    assert error < (1.0 if spec.format.bits <= 2 else 0.45 if spec.format.bits <= 3 else 0.25)
+
+    compiled, stack = jax.jit(run), jnp.asarray(np.stack(list(NASTY.values())))
+    many = jax.jit(jax.vmap(run))(stack)
+    with jax.disable_jit():
+        eager = {n: run(jnp.asarray(NASTY[n])) for n in ("normal", "mixed", "1e30", "subnormal")}
+        values = {n: np.asarray(dequantize(q)) for n, q in eager.items()}
+    for i, name in enumerate(NASTY):
+        same(compiled(jnp.asarray(NASTY[name])), results[name])
+        same(jax.tree.map(lambda leaf, i=i: leaf[i], many), results[name])
+        if name in eager:
+            same(eager[name], results[name])
+            np.testing.assert_array_equal(values[name], decoded[name])
+
+
+@pytest.mark.parametrize("spec_name", SPECS)
+def test_one_row_and_the_straight_through_gradient(spec_name):
+    spec = SPECS[spec_name]
+    row, g = jnp.asarray(NASTY["mixed"][3:]), jnp.asarray(NASTY["normal"][:1])
+    value, pull = jax.jit(
+        lambda w, g: (fake_quantize(w, spec), jax.vjp(lambda w: fake_quantize(w, spec), w)[1](g))
+    )(row, g)
+    np.testing.assert_array_equal(pull[0], g)
+    np.testing.assert_array_equal(value, dequantize(METHODS["rtn"](row, None, spec)))
+
+
+def test_unsupported_pairs_raise_naming_both_and_are_counted(stats):
+    unsupported = [pair for pair in PAIRS if pair not in SUPPORTED]
+    for method, spec in unsupported:
+        with pytest.raises(ValueError, match=f"(?i){method}.*{SPECS[spec].format}"):
+            METHODS[method](jnp.asarray(NASTY["normal"]), stats, SPECS[spec])
+    counts = {m: sum(name == m for name, _ in SUPPORTED) for m in METHODS}
+    # A number that falls is a promise withdrawn: change it knowingly.
+    assert counts == {"rtn": len(TABLE)}
