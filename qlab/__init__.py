@@ -1,6 +1,8 @@
-"""qlab: a laboratory for LLM quantization in JAX. Learn it by hand, prototype a method, reproduce the experiments.
+"""qlab: a laboratory for LLM quantization in JAX. Learn it by hand, prototype a method, reproduce
+the experiments.
 
-Formats, Specs, QTensors, Stats and the methods load at once; models, files, evaluation, plots and widgets when first used.
+Formats, Specs, QTensors, Stats and the methods load at once; models, files, evaluation, plots and
+widgets when first used.
 """
 
 from importlib import import_module as _import_module

@@ -1,7 +1,9 @@
-"""Arithmetic that gives the same bits everywhere: compiled or eager, alone or inside a larger program.
+"""Arithmetic that gives the same bits everywhere: compiled or eager, alone or inside a larger
+program.
 
-A compiler may turn a / b into a · (1/b), contract a·b + c into one rounding, and sum in any order. Each function here adds
-a zero that the compiler cannot see through, `min(|a|, 0)`, or fixes the order, so that every step is one IEEE rounding.
+A compiler may turn a / b into a · (1/b), contract a·b + c into one rounding, and sum in any order.
+Each function here adds a zero that the compiler cannot see through, `min(|a|, 0)`, or fixes the
+order, so that every step is one IEEE rounding.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ FLOAT16_MAX = 65504.0
 def divide(a: jax.Array, b: jax.Array | float) -> jax.Array:
     """The correctly rounded quotient a / b, broadcast.
 
-    XLA rewrites division by a broadcast or constant divisor as multiplication by its reciprocal, an ulp off for about
-    half of all operands. A divisor that depends on `a` cannot be rewritten.
+    XLA rewrites division by a broadcast or constant divisor as multiplication by its reciprocal, an
+    ulp off for about half of all operands. A divisor that depends on `a` cannot be rewritten.
 
     Example:
         >>> float(divide(jnp.float32(5.0), 448.0)) == float(jnp.float32(5.0 / 448.0))
@@ -26,7 +28,8 @@ def divide(a: jax.Array, b: jax.Array | float) -> jax.Array:
 
 
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The product a · b rounded once, safe to add to: `multiply(a, b) + c` never becomes a fused multiply-add.
+    """The product a · b rounded once, safe to add to: `multiply(a, b) + c` never becomes a fused
+    multiply-add.
 
     Example:
         >>> float(multiply(jnp.float32(3.0), jnp.float32(0.5)) + 1.0)
@@ -36,9 +39,11 @@ def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def ordered_sum(x: jax.Array) -> jax.Array:
-    """The sum over the last axis by halves, (..., n) -> (...): first half plus second half until one is left.
+    """The sum over the last axis by halves, (..., n) -> (...): first half plus second half until
+    one is left.
 
-    The order is part of the definition, so the result does not depend on how a reduction is scheduled.
+    The order is part of the definition, so the result does not depend on how a reduction is
+    scheduled.
 
     Example:
         >>> float(ordered_sum(jnp.arange(5.0)))
@@ -60,8 +65,8 @@ def ordered_mean(x: jax.Array) -> jax.Array:
 def cast(x: jax.Array, dtype: str) -> jax.Array:
     """A saturating cast of float32 to float32, float16 or bfloat16, rounding to nearest even.
 
-    float16 stops at ±65504 instead of overflowing. bfloat16 is rounded before its cast, which the compiler may then
-    neither skip nor repeat.
+    float16 stops at ±65504 instead of overflowing. bfloat16 is rounded before its cast, which the
+    compiler may then neither skip nor repeat.
     """
     if dtype == "float16":
         return jnp.clip(x, -FLOAT16_MAX, FLOAT16_MAX).astype(jnp.float16)
@@ -76,7 +81,9 @@ def bits_of(x: jax.Array) -> jax.Array:
 
 
 def order_key(x: jax.Array) -> jax.Array:
-    """An int32 that sorts as the float32 does: subnormals keep their place, which float compares on XLA lose."""
+    """An int32 that sorts as the float32 does: subnormals keep their place, which float compares on
+    XLA lose.
+    """
     bits = bits_of(x)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -92,7 +99,9 @@ def exponent(x: jax.Array) -> jax.Array:
 
 
 def power_of_two(e: jax.Array) -> jax.Array:
-    """2^e as float32 for int32 e, clipped to −127 … 127; 2⁻¹²⁷ is built as bits, since arithmetic would flush it."""
+    """2^e as float32 for int32 e, clipped to −127 … 127; 2⁻¹²⁷ is built as bits, since arithmetic
+    would flush it.
+    """
     e = jnp.clip(e, -127, 127)
     bits = jnp.where(e == -127, 0x00400000, (e + 127) << 23)
     return jax.lax.bitcast_convert_type(bits.astype(jnp.int32), jnp.float32)

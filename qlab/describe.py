@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """Something a weight pays for: `each` bits of `stored`, shared by `count` weights (inf: once a row or a tensor)."""
+    """Something a weight pays for: `each` bits of `stored`, shared by `count` weights (inf: once a
+    row or a tensor).
+    """
 
     what: str
     stored: str
@@ -104,8 +106,8 @@ def sentence(spec: Spec) -> str:
         >>> from qlab.qtensor import Spec
         >>> from qlab.formats import INT4
         >>> print(sentence(Spec(INT4, 128, "float16")))
-        Each weight is a 4-bit code of INT4 (-8 … 7); every 128 weights of a row share a scale stored as a float16, and
-        the weight is scale · value.
+        Each weight is a 4-bit code of INT4 (-8 … 7); every 128 weights of a row share a scale
+        stored as a float16, and the weight is scale · value.
     """
     formula, shared = "value", []
     if spec.zero is not None:
@@ -131,7 +133,9 @@ def sentence(spec: Spec) -> str:
 
 
 def fields(format: Format) -> str:
-    """The bit fields of one code, highest bit first: s sign, e exponent, m mantissa, i integer, t table index."""
+    """The bit fields of one code, highest bit first: s sign, e exponent, m mantissa, i integer, t
+    table index.
+    """
     if format.bits != int(format.bits):
         return f"five trits a byte ({format.bits:g} bits each)"
     bits = int(format.bits)
@@ -166,7 +170,9 @@ def sum_of_bits(spec: Spec) -> str:
 
 
 def picture(spec: Spec) -> str:
-    """The bit picture as text: one line for everything that a weight pays for, bars in proportion."""
+    """The bit picture as text: one line for everything that a weight pays for, bars in
+    proportion.
+    """
     found = parts(spec)
     widths = [max(len(p.what) for p in found), max(len(p.stored) for p in found)]
     lines = []
@@ -183,60 +189,65 @@ def picture(spec: Spec) -> str:
 
 # Okabe–Ito colours, told apart also by their labels.
 _COLOURS = {"code": "#0072B2", "scale": "#E69F00", "zero": "#009E73", "offset": "#CC79A7"}
+_WIDTH = 560
+
+
+def _colour(part: Part) -> str:
+    """One hue for all that belongs to scales, one for offsets, …, paler the deeper it is nested."""
+    return next(c for k, c in _COLOURS.items() if part.what.rstrip("s").endswith(k))
 
 
 def svg(spec: Spec) -> str:
-    """The bit picture drawn: a bar of one weight's bits, cut into codes, scales and offsets in proportion."""
+    """The bit picture drawn: one weight's bits as a bar, cut into codes, scales and offsets."""
     paid = [p for p in parts(spec) if p.count < math.inf]
     total = sum(p.bits for p in paid)
-    width, x, marks = 560.0, 0.0, []
+    x, marks = 0.0, []
     for p in paid:
-        w = width * p.bits / total
-        colour = next((c for k, c in _COLOURS.items() if p.what.endswith((k, k + "s"))), "#999999")
-        shade = 0.55 if " of " in p.what else 1.0
-        title = html.escape(f"{p.what}: {p.stored}, {p.bits:g} bits per weight")
+        width = _WIDTH * p.bits / total
+        name = html.escape(p.what)
         marks.append(
-            f'<rect x="{x:.2f}" y="0" width="{max(w - 1, 0.5):.2f}" height="22" fill="{colour}" '
-            f'fill-opacity="{shade}"><title>{title}</title></rect>'
+            f'<rect x="{x:.1f}" width="{max(width - 1, 0.5):.1f}" height="22" fill="{_colour(p)}" '
+            f'fill-opacity="{0.55 if " of " in p.what else 1}">'
+            f"<title>{name}: {p.stored}, {p.bits:g} bits per weight</title></rect>"
         )
-        if w > 7 * len(p.what) + 8:
-            marks.append(
-                f'<text x="{x + 5:.2f}" y="15" font-size="12" fill="#fff">{html.escape(p.what)}</text>'
-            )
-        x += w
-    label = html.escape(sum_of_bits(spec))
+        if width > 7 * len(p.what) + 8:
+            marks.append(f'<text x="{x + 5:.1f}" y="15" font-size="12" fill="#fff">{name}</text>')
+        x += width
     return (
-        f'<svg role="img" aria-label="{label}" width="{width:g}" height="24" '
-        f'viewBox="0 0 {width:g} 24" xmlns="http://www.w3.org/2000/svg">{"".join(marks)}</svg>'
+        f'<svg role="img" aria-label="{html.escape(sum_of_bits(spec))}" width="{_WIDTH}" '
+        f'height="24" xmlns="http://www.w3.org/2000/svg">{"".join(marks)}</svg>'
     )
+
+
+def _table(spec: Spec) -> str:
+    """Where the bits go, a line for each part."""
+    lines = [("", "part", "stored as", "one for", "bits per weight")]
+    for p in parts(spec):
+        mark = f"<span style='color:{_colour(p)}'>■</span>" if p.count < math.inf else ""
+        owner = "a weight" if p.count == 1 else f"{p.count:g} weights"
+        if p.count == math.inf:
+            owner = "a row" if spec.block == "row" else "a tensor"
+        lines.append((mark, html.escape(p.what), p.stored, owner, f"{p.bits:.4g}"))
+    rows = ["<tr><td>" + "</td><td>".join(line) + "</td></tr>" for line in lines]
+    return f"<table>{''.join(rows)}</table>"
 
 
 def spec_html(spec: Spec) -> str:
-    """Sentence, picture and sum, for a notebook."""
-    rows = "".join(
-        f"<tr><td style='text-align:left'>{html.escape(p.what)}</td><td>{html.escape(p.stored)}</td>"
-        f"<td>{'once' if p.count == math.inf else f'{p.each:g}/{p.count:g}'}</td>"
-        f"<td>{p.bits:.4g}</td></tr>"
-        for p in parts(spec)
-    )
+    """Sentence, picture, table and sum, for a notebook."""
     return (
-        f"<div><p style='max-width:46em'>{html.escape(sentence(spec))}</p>{svg(spec)}"
-        "<table><tr><th style='text-align:left'>part</th><th>stored as</th><th>bits / weights</th>"
-        f"<th>bits per weight</th></tr>{rows}</table><p><b>{html.escape(sum_of_bits(spec))}</b></p></div>"
+        f"<div><p style='max-width:46em'>{html.escape(sentence(spec))}</p>{svg(spec)}{_table(spec)}"
+        f"<p><b>{html.escape(sum_of_bits(spec))}</b></p></div>"
     )
 
 
 def qtensor_html(q: QTensor, bits: float) -> str:
     """A QTensor for a notebook: what it is, what it costs, and its first codes."""
-    shape = " × ".join(map(str, q.shape))
-    count = math.prod(q.shape)
-    first = ""
-    if q.codes is not None:
-        codes = np.asarray(q.codes).reshape(-1)[:16]
-        first = f"<p>first codes: <code>{', '.join(map(str, codes))} …</code></p>"
+    shape, count = " × ".join(map(str, q.shape)), math.prod(q.shape)
     extras = [name for name in ("perm", "channel_scale") if getattr(q, name) is not None]
     also = f" with {' and '.join(extras)}" if extras else ""
+    codes = [] if q.codes is None else np.asarray(q.codes).reshape(-1)[:16]
     return (
-        f"<div><b>QTensor {shape}</b>{also}: {bits:.4f} bits per weight, {count * bits / 8:,.0f} bytes "
-        f"packed, {count * 4:,} as float32{first}{spec_html(q.spec)}</div>"
+        f"<div><b>QTensor {shape}</b>{also}: {bits:.4f} bits per weight, "
+        f"{count * bits / 8:,.0f} bytes packed, {count * 4:,} as float32"
+        f"<p>first codes: <code>{', '.join(map(str, codes))} …</code></p>{spec_html(q.spec)}</div>"
     )

@@ -1,7 +1,8 @@
 """Number formats: a Format is a finite set of real numbers, one for each stored bit pattern.
 
-value = grid[code]. A code is the bit pattern as files store it: FP8's 0x7F is NaN, FP4's 8 is −0, INT4's 0 is −8 (so a
-two's-complement int8 is code ^ 128). A Format knows nothing of tensors, blocks or scales.
+value = grid[code]. A code is the bit pattern as files store it: FP8's 0x7F is NaN, FP4's 8 is −0,
+INT4's 0 is −8 (so a two's-complement int8 is code ^ 128). A Format knows nothing of tensors, blocks
+or scales.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Format:
 
     @functools.cached_property
     def is_integer(self) -> bool:
-        """Whether the codes 0, 1, 2, … stand for consecutive integers with even codes for even ones."""
+        """Whether the codes 0, 1, 2, … stand for consecutive integers with even codes for even
+        ones.
+        """
         steps = self.grid == self.grid[0] + np.arange(len(self.grid))
         return bool(steps.all() and self.grid[0] % 2 == 0)
 
@@ -78,7 +81,9 @@ class Format:
 
     @functools.cached_property
     def _cuts(self) -> np.ndarray:
-        """Value i + 1 begins at cut i, as an order key: the midpoint, moved one float up where the tie belongs below."""
+        """Value i + 1 begins at cut i, as an order key: the midpoint, moved one float up where the
+        tie belongs below.
+        """
         v = self.values.astype(np.float64)
         middle = (v[:-1] + v[1:]) / 2
         cut = middle.astype(np.float32)
@@ -127,7 +132,8 @@ def _bit_patterns(dtype: type, count: int) -> np.ndarray:
 
 
 def _dynamic8() -> np.ndarray:
-    """bitsandbytes' dynamic 8-bit map: per decade 10^(i − 6), i = 0 … 6, the 2^i middles of equal parts of [0.1, 1].
+    """bitsandbytes' dynamic 8-bit map: per decade 10^(i − 6), i = 0 … 6, the 2^i middles of equal
+    parts of [0.1, 1].
 
     Dettmers 2015, arXiv 1511.04561; sign, 0 and 1 complete the 256 values.
     """
@@ -139,7 +145,8 @@ def _dynamic8() -> np.ndarray:
     return np.sort(np.array(values, np.float32))
 
 
-# Normal float 4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E): equally filled quantiles of N(0, 1), and 0.
+# Normal float 4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E): equally filled quantiles of
+# N(0, 1), and 0.
 _NF4 = np.array(
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453]
     + [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]

@@ -1,7 +1,8 @@
 """Codes to dense bytes and back: what a tensor takes on disk.
 
-Integers of b bits form one little-endian bit stream: code i occupies bits b·i … b·i + b − 1. Trits at 1.625 bits go five to a
-byte, Σ 3ʲ·cⱼ, in blocks of 256 that take 52 bytes. Element orders of other people's files live in `io`.
+Integers of b bits form one little-endian bit stream: code i occupies bits b·i … b·i + b − 1. Trits
+at 1.625 bits go five to a byte, Σ 3ʲ·cⱼ, in blocks of 256 that take 52 bytes. Element orders of
+other people's files live in `io`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def unpack(data: np.ndarray, format: Format, shape: tuple[int, ...]) -> np.ndarr
     """The codes again, uint8 of `shape`.
 
     Raises:
-        ValueError: if `data` is not as long as the shape needs (both numbers), or holds a code that the format lacks.
+        ValueError: if `data` is not as long as the shape needs (both numbers), or holds a code that
+            the format lacks.
 
     Example:
         >>> from qlab.formats import INT4

@@ -2,9 +2,11 @@
 
     w = (scale ⊙ (grid[codes] − zero) + offset), columns put back by perm, then / channel_scale
 
-`fit` finds the ranges (scale, zero, offset) of every block, `quantize` the nearest code of every weight, `dequantize` goes
-back. A scale may be stored by a Spec of its own, so double quantization and k-quants are literals, not code.
-Not here: words and pictures (`describe`), named Specs (`specs`), how ranges are chosen (`rules`), bytes on disk (`packing`, `io`).
+`fit` finds the ranges (scale, zero, offset) of every block, `quantize` the nearest code of every
+weight, `dequantize` goes back. A scale may be stored by a Spec of its own, so double quantization
+and k-quants are literals, not code.
+Not here: words and pictures (`describe`), named Specs (`specs`), how ranges are chosen (`rules`),
+bytes on disk (`packing`, `io`).
 """
 
 from __future__ import annotations
@@ -28,18 +30,20 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a quantized tensor looks like. Frozen, hashable, static under jit; recursive in `scale` and `offset`.
+    """What a quantized tensor looks like. Frozen, hashable, static under jit; recursive in `scale`
+    and `offset`.
 
     Attributes:
         format: the Format of the codes.
-        block: which weights share a scale: an int along the last axis, which it must divide; (rows, cols), short at the
-            edges; "row"; or "tensor".
-        scale: how scales are stored: a dtype name; a Format, whose values are the scales; or a Spec, which quantizes
-            them again, flattened row-major (its last block may be short). None: the codes are the numbers.
-        zero: subtracted in codes. A Format makes it an integer, codes = round(w / s) + z (GPTQ, AWQ); a dtype name a real
-            number, codes = round(w / s + z) (HQQ).
-        offset: added in weights: a dtype name, Format or Spec; or "mean", one float32 a tensor, taken out before the
-            rule looks. `zero` and `offset` exclude each other.
+        block: which weights share a scale: an int along the last axis, which it must divide; (rows,
+            cols), short at the edges; "row"; or "tensor".
+        scale: how scales are stored: a dtype name; a Format, whose values are the scales; or a
+            Spec, which quantizes them again, flattened row-major (its last block may be short).
+            None: the codes are the numbers.
+        zero: subtracted in codes. A Format makes it an integer, codes = round(w / s) + z (GPTQ,
+            AWQ); a dtype name a real number, codes = round(w / s + z) (HQQ).
+        offset: added in weights: a dtype name, Format or Spec; or "mean", one float32 a tensor,
+            taken out before the rule looks. `zero` and `offset` exclude each other.
         rule: the function of `qlab.rules` that finds the ranges.
 
     Raises:
@@ -101,11 +105,14 @@ def _check_block(block: Block) -> None:
 class QTensor:
     """A quantized tensor: a pytree of codes and ranges with its Spec as static metadata.
 
-    No shapes are stored: a stack of QTensors is one with a leading axis on every leaf (use it under `vmap` or `scan`).
+    No shapes are stored: a stack of QTensors is one with a leading axis on every leaf (use it under
+    `vmap` or `scan`).
 
     Attributes:
-        codes: uint8, one code a weight, in the order of the columns as stored; None before `quantize`.
-        scale, zero, offset: one number a block: an array of the blocks' shape, a flat (1-D) QTensor, or None.
+        codes: uint8, one code a weight, in the order of the columns as stored; None before
+            `quantize`.
+        scale, zero, offset: one number a block: an array of the blocks' shape, a flat (1-D)
+            QTensor, or None.
         perm: (in,) int32, codes[:, j] is column perm[j]; or None.
         channel_scale: (in,) float32 in original column order, divided out at the end; or None.
         spec: the Spec.
@@ -135,7 +142,8 @@ class QTensor:
         return describe.qtensor_html(self, bits_per_weight(self))
 
 
-# ---- blocks -------------------------------------------------------------------------------------------------------
+# ---- blocks --------------------------------------------------------------------------------------
+# -----------------
 
 
 def block_sizes(block: Block, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -152,7 +160,9 @@ def block_counts(sizes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, .
 
 
 def to_blocks(w: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """Cut into blocks: (rows, cols) -> (row blocks, col blocks, numbers of a block), short edges filled with edge values."""
+    """Cut into blocks: (rows, cols) -> (row blocks, col blocks, numbers of a block), short edges
+    filled with edge values.
+    """
     counts = block_counts(sizes, w.shape)
     short = [(0, c * s - n) for c, s, n in zip(counts, sizes, w.shape, strict=True)]
     if any(after for _, after in short):
@@ -171,7 +181,8 @@ def spread(values: jax.Array, sizes: tuple[int, ...], shape: tuple[int, ...]) ->
     return full[tuple(slice(n) for n in shape)]
 
 
-# ---- ranges -------------------------------------------------------------------------------------------------------
+# ---- ranges --------------------------------------------------------------------------------------
+# -----------------
 
 
 def _store(values: jax.Array | None, how: str | Format | Spec | None, name: str, rule: Rule):
@@ -221,7 +232,8 @@ def _spread_ranges(q: QTensor, shape: tuple[int, ...]):
     return each(q.scale), each(q.zero), offset
 
 
-# ---- codes --------------------------------------------------------------------------------------------------------
+# ---- codes ---------------------------------------------------------------------------------------
+# -----------------
 
 
 def _encode(w: jax.Array, ranges: QTensor) -> QTensor:
@@ -255,7 +267,8 @@ def _decode(q: QTensor) -> jax.Array:
     return w if q.channel_scale is None else divide(w, q.channel_scale)
 
 
-# ---- the public verb ----------------------------------------------------------------------------------------------
+# ---- the public verb
+# ----------------------------------------------------------------------------------------------
 
 
 @partial(jax.jit, static_argnames="spec")
@@ -284,8 +297,8 @@ def fit(w: jax.Array, spec: Spec) -> QTensor:
         QTensor with `codes=None`; `quantize(w, it)` adds them.
 
     Raises:
-        ValueError: a dtype that is not floating point; a last axis that the block does not divide (both named); NaN or
-            Inf among the weights (counted), where `w` is concrete.
+        ValueError: a dtype that is not floating point; a last axis that the block does not divide
+            (both named); NaN or Inf among the weights (counted), where `w` is concrete.
 
     Example:
         >>> from qlab.formats import INT4
@@ -297,14 +310,16 @@ def fit(w: jax.Array, spec: Spec) -> QTensor:
 
 
 def quantize(w: jax.Array, how: Any) -> Any:
-    """The nearest codes for `w`: by a Spec (fit, then encode), by a QTensor's ranges, or a saturating cast.
+    """The nearest codes for `w`: by a Spec (fit, then encode), by a QTensor's ranges, or a
+    saturating cast.
 
     Args:
         w: (out, in), or any shape; float32, float16 or bfloat16.
         how: a Spec; a QTensor, whose ranges, perm and channel_scale are used; a Format or a dtype.
 
     Returns:
-        A QTensor; for a dtype an array of it (integers rounded half to even, everything clipped to the ends).
+        A QTensor; for a dtype an array of it (integers rounded half to even, everything clipped to
+        the ends).
 
     Raises:
         ValueError: as `fit`.
@@ -327,7 +342,8 @@ def quantize(w: jax.Array, how: Any) -> Any:
 
 @jax.jit
 def dequantize(q: QTensor) -> jax.Array:
-    """The weights a QTensor stands for: (scale ⊙ (grid[codes] − zero) + offset), reordered, / channel_scale.
+    """The weights a QTensor stands for: (scale ⊙ (grid[codes] − zero) + offset), reordered, /
+    channel_scale.
 
     Args:
         q: a QTensor with codes.
@@ -346,10 +362,11 @@ def dequantize(q: QTensor) -> jax.Array:
 
 
 def fake_quantize(w: jax.Array, how: Spec | QTensor) -> jax.Array:
-    """`dequantize(quantize(w, how))` forward; backward the gradient passes unchanged (straight-through estimator).
+    """`dequantize(quantize(w, how))` forward; backward the gradient passes unchanged
+    (straight-through estimator).
 
-    The forward value is the quantized one itself, so a model trained this way equals its converted form bit for bit.
-    Bengio et al. 2013, arXiv 1308.3432.
+    The forward value is the quantized one itself, so a model trained this way equals its converted
+    form bit for bit. Bengio et al. 2013, arXiv 1308.3432.
 
     Args:
         w: (out, in) floating point.
@@ -385,8 +402,8 @@ def bits_per_weight(x: Spec | QTensor) -> float:
     """The true cost in bits per weight: codes, scales, zeros and offsets.
 
     Args:
-        x: a QTensor, counted exactly for its shape (columns orders and channel scales too); or a Spec, for a tensor so
-            large that what is paid once a row or a tensor vanishes.
+        x: a QTensor, counted exactly for its shape (columns orders and channel scales too); or a
+            Spec, for a tensor so large that what is paid once a row or a tensor vanishes.
 
     Example:
         >>> from qlab.formats import UINT4, UINT6
@@ -409,7 +426,8 @@ def _bits(q: QTensor | jax.Array | None) -> float:
     return codes + sum(map(_bits, (q.scale, q.zero, q.offset, q.perm, q.channel_scale)))
 
 
-# ---- checks at the door -------------------------------------------------------------------------------------------
+# ---- checks at the door
+# -------------------------------------------------------------------------------------------
 
 
 def _weights(w: jax.Array, block: Block) -> jax.Array:

@@ -1,7 +1,8 @@
-"""Range rules: how the scale, zero and offset of a block are found from its numbers, one named function each.
+"""Range rules: the scale, zero and offset of a block from its numbers, one named function each.
 
-A rule maps blocks (..., n) float32 and a Format to (scale, zero, offset), each (...) float32 or None: one of each per block,
-before they are stored. What a Spec has no field for is dropped. An all-zero block may get scale 0: it decodes to zeros.
+A rule maps blocks (..., n) float32 and a Format to (scale, zero, offset), each (...) float32 or
+None: one of each per block, before they are stored. What a Spec has no field for is dropped. An
+all-zero block may get scale 0: it decodes to zeros.
 Searches are not rules: a method tries several ranges and keeps the best.
 """
 
@@ -24,7 +25,7 @@ def _amax(blocks: jax.Array) -> jax.Array:
 
 
 def _signed_amax(blocks: jax.Array) -> jax.Array:
-    """The element of largest magnitude with its sign; the positive one where both ends are equally far."""
+    """The number of largest magnitude with its sign; the positive one of two equally far."""
     low, high = jnp.min(blocks, axis=-1), jnp.max(blocks, axis=-1)
     return jnp.where(-low > high, low, high)
 
@@ -35,26 +36,27 @@ def _span(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def absmax(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = max|w| / hi: the largest magnitude becomes the largest value (INT4: 7; −8 stays unused).
+    """scale = max|w| / hi: the largest magnitude becomes the largest value (INT4: 7, not −8).
 
-    With an unsigned format the scale takes the sign of the largest number, so that one-signed blocks fit either way.
+    With an unsigned format the scale takes the sign of the largest number, so that one-signed
+    blocks fit either way.
     """
     extreme = _signed_amax(blocks) if format.min >= 0 else _amax(blocks)
     return divide(extreme, format.max), None, None
 
 
 def absmax_mid(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = max|w| / ((hi − lo) / 2) (INT4: 7.5), the bound of qwix: the extreme clips by half a step."""
+    """scale = max|w| / ((hi − lo) / 2) (INT4: 7.5), qwix's bound: the extreme clips by half."""
     return divide(_amax(blocks), (format.max - format.min) / 2), None, None
 
 
 def absmax_full(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = max|w| / −lo (INT4: 8): finest step of the three conventions; a positive extreme clips by a whole one."""
+    """scale = max|w| / −lo (INT4: 8): the finest step; a positive extreme clips by a whole one."""
     return divide(_amax(blocks), -format.min), None, None
 
 
 def signed_absmax(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = m / lo, m the number of largest magnitude with its sign: it lands on lo exactly (ggml's Q4_0: m / −8)."""
+    """scale = m / lo, m the signed number of largest magnitude (ggml's Q4_0: m / −8)."""
     return divide(_signed_amax(blocks), format.min), None, None
 
 
@@ -64,22 +66,23 @@ def absmean(blocks: jax.Array, format: Format) -> Ranges:
 
 
 def minmax(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = (max − min) / (hi − lo), offset = min − lo·scale: the ends of the block on the ends of the format."""
+    """scale = (max − min) / (hi − lo), offset = min − lo·scale: end upon end."""
     low, high = jnp.min(blocks, -1), jnp.max(blocks, -1)
     scale = divide(high - low, format.max - format.min)
     return scale, None, low - multiply(scale, jnp.float32(format.min))
 
 
 def minmax0(blocks: jax.Array, format: Format) -> Ranges:
-    """As `minmax`, but the range contains 0, so the offset of an unsigned format is ≤ 0 (the minima of k-quants)."""
+    """As `minmax` over a range that contains 0: an unsigned format's offset is ≤ 0."""
     low, high = _span(blocks)
     scale = divide(high - low, format.max - format.min)
     return scale, None, low - multiply(scale, jnp.float32(format.min))
 
 
 def gptq_asym(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = (max − min) / m, zero = round(−min / scale) over a range that contains 0; all zeros count as [−1, 1].
+    """scale = (max − min) / m, zero = round(−min / scale), over a range that contains 0.
 
+    All zeros count as [−1, 1].
     The quantizer of the original GPTQ (Frantar et al. 2022, arXiv 2210.17323).
     """
     low, high = _span(blocks)
@@ -90,9 +93,10 @@ def gptq_asym(blocks: jax.Array, format: Format) -> Ranges:
 
 
 def gptq_sym(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = 2·max|w| / m if the block has a negative number; an all-positive block keeps min = 0 and clips at half.
+    """scale = 2·max|w| / m if the block has a negative number, else max / m, which clips.
 
-    The original GPTQ mirrors the range only `where min < 0`: with 4 bits a positive row gets max / 15 and zero 8.
+    The original GPTQ mirrors the range only `where min < 0`: at 4 bits a positive row gets scale
+    max / 15 and zero 8.
     """
     low, high = _span(blocks)
     high = jnp.maximum(-low, high)
@@ -103,9 +107,10 @@ def gptq_sym(blocks: jax.Array, format: Format) -> Ranges:
 
 
 def awq_asym(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = max(max − min, 10⁻⁵) / m, zero = clip(−round(min / scale), 0, m); the range need not contain 0.
+    """scale = max(max − min, 10⁻⁵) / m, zero = clip(−round(min / scale), 0, m).
 
-    The pseudo-quantizer of AWQ (Lin et al. 2023, arXiv 2306.00978): the zero of a one-signed block saturates.
+    The pseudo-quantizer of AWQ (Lin et al. 2023, arXiv 2306.00978): the zero of a one-signed block
+    saturates.
     """
     low, high = jnp.min(blocks, -1), jnp.max(blocks, -1)
     steps = format.max - format.min
@@ -119,9 +124,10 @@ def awq_sym(blocks: jax.Array, format: Format) -> Ranges:
 
 
 def hqq_minmax(blocks: jax.Array, format: Format) -> Ranges:
-    """1/scale = min(m / (max − min), 2·10⁴), zero = −min / scale, a real number: where HQQ starts from.
+    """1/scale = min(m / (max − min), 2·10⁴), zero = −min / scale, real: where HQQ starts from.
 
-    A block whose numbers differ by at most 10⁻⁴ gets scale 1 (Badri & Shaji 2023, Half-Quadratic Quantization).
+    A block whose numbers differ by at most 10⁻⁴ gets scale 1 (Badri & Shaji 2023, Half-Quadratic
+    Quantization).
     """
     low, high = jnp.min(blocks, -1), jnp.max(blocks, -1)
     inverse = jnp.minimum(divide(jnp.full_like(low, format.max - format.min), high - low), 2e4)
@@ -134,12 +140,12 @@ def _e8m0(e: jax.Array) -> Ranges:
 
 
 def pow2_floor(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = 2^(⌊log2 max|w|⌋ − ⌊log2 hi⌋), OCP Microscaling 1.0 §6.3: numbers above hi·scale saturate."""
+    """scale = 2^(⌊log2 max|w|⌋ − ⌊log2 hi⌋), OCP Microscaling 1.0 §6.3; above: saturates."""
     return _e8m0(exponent(_amax(blocks)) - exponent(jnp.float32(format.max)))
 
 
 def pow2_rceil(blocks: jax.Array, format: Format) -> Ranges:
-    """scale = 2^⌈log2(max|w| / hi)⌉: the smallest power of two with which nothing saturates (NVIDIA's MX recipe)."""
+    """scale = 2^⌈log2(max|w| / hi)⌉: nothing saturates (NVIDIA's recipe)."""
     return _e8m0(_ceil_log2(divide(_amax(blocks), format.max)))
 
 
@@ -159,7 +165,8 @@ def pow2_even(blocks: jax.Array, format: Format) -> Ranges:
 def nvfp4(blocks: jax.Array, format: Format) -> Ranges:
     """scale = max|w| / hi, at least 2⁻⁶/448 of the tensor's largest.
 
-    Stored as FP8 E4M3 under one float32, no scale then falls below E4M3's smallest normal number, 2⁻⁶.
+    Stored as FP8 E4M3 under one float32, no scale then falls below E4M3's smallest normal number,
+    2⁻⁶.
     """
     scale = divide(_amax(blocks), format.max)
     return jnp.maximum(scale, jnp.max(scale) * (2.0**-6 / 448)), None, None

@@ -1,8 +1,10 @@
-"""SPECS: the quantized tensors of the field as literals, each with its published bits per weight and its source.
+"""SPECS: the quantized tensors of the field as literals, each with its published bits per weight
+and its source.
 
-A name reads format, then block: int4_g128 is INT4 in groups of 128. The bits count scales and offsets; what is paid once a row
-or a tensor (a channel scale) is left out. `gptq`, `awq` and `hqq` build the grids of the original implementations.
-ggml's names describe its *containers*: `quantize` fills them by plain rounding, ggml's own searches are `kquants`.
+A name reads format, then block: int4_g128 is INT4 in groups of 128. The bits count scales and
+offsets; what is paid once a row or a tensor (a channel scale) is left out. `gptq`, `awq` and `hqq`
+build the grids of the original implementations. ggml's names describe its *containers*: `quantize`
+fills them by plain rounding, ggml's own searches are `kquants`.
 """
 
 from __future__ import annotations
@@ -89,12 +91,15 @@ def _k(format: Format, count: int) -> Spec:
 
 
 def _signed(format: Format, count: int) -> Spec:
-    """Signed sub-block scales of a k-quant; the one of largest magnitude lands on the format's lowest value."""
+    """Signed sub-block scales of a k-quant; the one of largest magnitude lands on the format's
+    lowest value.
+    """
     return Spec(format, count, "float16", rule=signed_absmax)
 
 
 TABLE: dict[str, Entry] = {
-    # Integers around zero. "channel": one scale an output row. "mid", "full": the two other conventions of symmetric.
+    # Integers around zero. "channel": one scale an output row. "mid", "full": the two other
+    # conventions of symmetric.
     "int8_tensor": Entry(Spec(INT8, "tensor"), 8, _JACOB),
     "int8_channel": Entry(Spec(INT8), 8, _JACOB),
     "int8_g128": Entry(Spec(INT8, 128, "float16"), 8.125, _JACOB),
@@ -121,7 +126,8 @@ TABLE: dict[str, Entry] = {
     "uint4_g32": Entry(Spec(UINT4, 32, "float16", zero=UINT4, rule=gptq_asym), 4.625, _GPTQ),
     "uint3_g64": Entry(Spec(UINT3, 64, "float16", zero=UINT3, rule=gptq_asym), 3.296875, _GPTQ),
     "uint2_g64": Entry(Spec(UINT2, 64, "float16", zero=UINT2, rule=gptq_asym), 2.28125, _GPTQ),
-    # The originals' own grids: GPTQ's symmetric rule mirrors only where a row has a negative weight.
+    # The originals' own grids: GPTQ's symmetric rule mirrors only where a row has a negative
+    # weight.
     "gptq4_sym": Entry(Spec(INT4, 128, "float32", rule=gptq_sym), 4.25, _GPTQ),
     "gptq4_sym_channel": Entry(Spec(INT4, rule=gptq_sym), 4, _GPTQ),
     "awq_g128": Entry(Spec(UINT4, 128, "float16", zero=UINT4, rule=awq_asym), 4.15625, _AWQ),

@@ -1,9 +1,12 @@
-"""Stats: what calibration remembers of a layer's input x, in memory that does not grow with the text.
+"""Stats: what calibration remembers of a layer's input x, in memory that does not grow with the
+text.
 
     H = E[x xᵀ],  E|x|,  min x,  max x  per channel, and how many tokens and sequences were seen.
 
-Two Stats of the same layer merge into the Stats of both texts, so calibration shards. With H alone the error that a layer's
-quantization makes on its output is known: E‖(W − Ŵ)x‖² = tr((W − Ŵ) H (W − Ŵ)ᵀ), with no activations kept.
+Two Stats of the same layer merge into the Stats of both texts, so calibration shards. With H alone
+the error that a layer's
+quantization makes on its output is known: E‖(W − Ŵ)x‖² = tr((W − Ŵ) H (W − Ŵ)ᵀ), with no
+activations kept.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def test_divide_is_ieee(divisor):
 
 
 def test_plain_division_is_not():
-    """The reason for `divide`: if XLA ever keeps division by a broadcast constant exact, drop it."""
+    """The reason for `divide`: if XLA ever keeps division by a broadcast constant exact, drop
+    it.
+    """
     plain = np.asarray(jax.jit(lambda a: a / 448.0)(A))
     assert (plain != A / np.float32(448)).mean() > 0.1
 

@@ -1,8 +1,8 @@
 """The contract that every method keeps with every Spec: METHODS × SPECS × nasty tensors.
 
-For each pair: finite and shaped as asked · jit = eager, bit for bit · vmap = loop · the straight-through gradient · strict dtype
-promotion · round trip through dense bytes. A pair that a method does not support raises, naming both, and is counted.
-"""
+For each pair: finite and shaped as asked · jit = eager, bit for bit · vmap = loop · the
+straight-through gradient · strict dtype promotion · round trip through dense bytes. A pair that a
+method does not support raises, naming both, and is counted."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,8 @@ def test_contract(method_name, spec_name, stats):
         np.testing.assert_array_equal(
             unpack(pack(codes, spec.format), spec.format, codes.shape), codes
         )
-    # the MX scale of a block of zeros is 2⁻¹²⁷, and of tiny ones too: everything decodes to (almost) nothing
+    # the MX scale of a block of zeros is 2⁻¹²⁷, and of tiny ones too: everything decodes to
+    # (almost) nothing
     assert np.abs(decoded["zeros"]).max() < 1e-30
     error = np.linalg.norm(decoded["normal"] - NASTY["normal"]) / np.linalg.norm(NASTY["normal"])
     assert error < (1.0 if spec.format.bits <= 2 else 0.45 if spec.format.bits <= 3 else 0.25)

@@ -22,7 +22,9 @@ ML_DTYPES = {
 
 
 def nearest(format: Format, x: np.ndarray) -> np.ndarray:
-    """The definition, slowly: nearest finite value in float64, ties by the code's parity or down."""
+    """The definition, slowly: nearest finite value in float64, ties by the code's parity or
+    down.
+    """
     codes = np.flatnonzero(np.isfinite(format.grid))
     values = format.grid[codes].astype(np.float64)
     keep = ~((values == 0) & np.signbit(values))
@@ -67,7 +69,9 @@ def test_equals_ml_dtypes(name):
 
 
 def test_e8m0_equals_ml_dtypes_for_normal_numbers():
-    """Below 2⁻¹²⁶ ml_dtypes takes 2⁻¹²⁶ for numbers nearer to 2⁻¹²⁷; the definition here is nearest."""
+    """Below 2⁻¹²⁶ ml_dtypes takes 2⁻¹²⁶ for numbers nearer to 2⁻¹²⁷; the definition here is
+    nearest.
+    """
     x = FINITE[(FINITE >= 2.0**-126) & (FINITE < 1.5 * 2.0**127)]  # above, ml_dtypes says NaN
     want = x.astype(ml_dtypes.float8_e8m0fnu).view(np.uint8)
     np.testing.assert_array_equal(np.asarray(E8M0.encode(jnp.asarray(x))), want)
@@ -119,7 +123,9 @@ def test_equality_is_by_name_and_bits():
 
 
 def test_table_formats_have_their_sources_shape():
-    """NF4 holds 0 and ±1 with 8 positive and 7 negative levels; DYNAMIC8 is 256 distinct values with 0 and 1."""
+    """NF4 holds 0 and ±1 with 8 positive and 7 negative levels; DYNAMIC8 is 256 distinct values
+    with 0 and 1.
+    """
     nf4, dynamic = FORMATS["NF4"].grid, FORMATS["DYNAMIC8"].grid
     assert (nf4 > 0).sum() == 8 and (nf4 < 0).sum() == 7 and nf4[7] == 0
     assert len(np.unique(dynamic)) == 256 and dynamic[-1] == 1 and 0 in dynamic

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlab.formats import FORMATS, INT3, INT4, TERNARY, UINT2
+from qlab.formats import FORMATS, INT3, INT4, TERNARY, TERNARY2, UINT2
 from qlab.packing import pack, packed_size, unpack
 
 
@@ -37,9 +37,9 @@ def test_sizes():
     [
         (lambda: unpack(np.zeros(3, np.uint8), INT4, (4,)), "4 codes of INT4 take 2 bytes, not 3"),
         (lambda: pack(np.array([16], np.uint8), INT4), "code 16 is not below the 16 of INT4"),
-        (lambda: unpack(np.array([3], np.uint8), FORMATS["TERNARY2"], (1,)), "code 3 is not below the 3"),
+        (lambda: unpack(np.array([3], np.uint8), TERNARY2, (1,)), "code 3 is not below the 3"),
     ],
-)  # fmt: skip
+)
 def test_bad_bytes(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -1,4 +1,6 @@
-"""Spec and QTensor: one path for every format; what later methods lean on is tested here already."""
+"""Spec and QTensor: one path for every format; what later methods lean on is tested here
+already.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +108,9 @@ def test_minima_of_k_quants_carry_their_sign_in_the_super_scale():
 
 @pytest.mark.parametrize("columns", [4096, 576])
 def test_double_quantization_of_a_row(columns):
-    """bitsandbytes' nested absmax: 64 scales, or 9 (a block shorter than 256), less their mean, in 8 bits."""
+    """bitsandbytes' nested absmax: 64 scales, or 9 (a block shorter than 256), less their mean, in
+    8 bits.
+    """
     w = normal(1, columns)
     q = quantize(w, SPECS["nf4_double"])
     absmax_ = np.abs(np.asarray(w)).reshape(-1, 64).max(-1)

@@ -9,8 +9,9 @@ from qlab.formats import INT4, UINT4
 from qlab.qtensor import bits_per_weight, dequantize, quantize
 from qlab.specs import SPECS, TABLE, explain, find, name_of
 
-# Relative error ‖w − ŵ‖ / ‖w‖ of 256 × 4096 numbers: numpy's default_rng(0), then standard_normal, standard_t(4) and laplace
-# drawn one after the other. The values were measured on independent implementations (C and numpy).
+# Relative error ‖w − ŵ‖ / ‖w‖ of 256 × 4096 numbers: numpy's default_rng(0), then standard_normal,
+# standard_t(4) and laplace drawn one after the other. The values were measured on independent
+# implementations (C and numpy).
 GOLDEN = {
     "q8_0": (0.00535, 0.00737, 0.00673),
     "q5_1": (0.03784, 0.04562, 0.04438),
@@ -32,7 +33,8 @@ GOLDEN = {
     "fp8_tensor": (0.02648, 0.02636, 0.02645),
     "fp8_e5m2_tensor": (0.05266, 0.05239, 0.05283),
 }
-# With ggml's searches. Plain rounding into the same containers is worse; it must at least come within a quarter.
+# With ggml's searches. Plain rounding into the same containers is worse; it must at least come
+# within a quarter.
 SEARCHED = {
     "q6_k": (0.01772, 0.02283, 0.02169),
     "q5_k": (0.03610, 0.04385, 0.04278),

@@ -76,16 +76,20 @@ def test_stats_shard():
     close(total, Stats.from_inputs(jnp.asarray(X)))
 
 
+def narrow():
+    return Stats.from_inputs(jnp.ones((2, 5)))
+
+
 @pytest.mark.parametrize(
     "call, sentence",
     [
         (lambda: Stats.from_inputs(jnp.zeros(4)), "not .4,"),
         (lambda: Stats.from_inputs(jnp.zeros((0, 4))), "not .0, 4"),
         (lambda: Stats.from_inputs(jnp.zeros((2, 4)), jnp.ones((3,))), "mask of shape .3,"),
-        (lambda: Stats.from_inputs(jnp.ones((2, 4))).merge(Stats.from_inputs(jnp.ones((2, 5)))), "4 channels .* 5"),
-        (lambda: output_error(jnp.ones((2, 4)), jnp.ones((2, 4)), Stats.from_inputs(jnp.ones((2, 5)))), "5 channels"),
+        (lambda: Stats.from_inputs(jnp.ones((2, 4))).merge(narrow()), "4 channels .* 5"),
+        (lambda: output_error(jnp.ones((2, 4)), jnp.ones((2, 4)), narrow()), "5 channels"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

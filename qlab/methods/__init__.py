@@ -1,4 +1,6 @@
-"""METHODS: name -> (w, stats, spec, *, hyper…) -> QTensor. Adding a method is one file and one line here."""
+"""METHODS: name -> (w, stats, spec, *, hyper…) -> QTensor. Adding a method is one file and one line
+here.
+"""
 
 from qlab.methods.method import Method
 from qlab.methods.rtn import rtn

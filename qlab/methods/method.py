@@ -1,4 +1,6 @@
-"""What makes a function a method: (w, stats, spec, *, hyper…) -> QTensor, and an answer to `supports(spec)`."""
+"""What makes a function a method: (w, stats, spec, *, hyper…) -> QTensor, and an answer to
+`supports(spec)`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from qlab.stats import Stats
 class Method(Protocol):
     """A quantization method.
 
-    `supports(spec)` says whether it can fill the Spec; called with one that it cannot, it raises a ValueError naming both.
+    `supports(spec)` says whether it can fill the Spec; called with one that it cannot, it raises a
+    ValueError naming both.
     """
 
     __name__: str

@@ -1,9 +1,12 @@
-"""RTN, round to nearest: every weight goes to the closest value of its block's grid. No data, no search.
+"""RTN, round to nearest: every weight goes to the closest value of its block's grid. No data, no
+search.
 
-    q = argmin_c |w − s·(grid[c] − z)|,  the baseline of every paper here (e.g. Frantar et al. 2022, arXiv 2210.17323, §1).
+    q = argmin_c |w − s·(grid[c] − z)|,  the baseline of every paper here (e.g. Frantar et al. 2022,
+    arXiv 2210.17323, §1).
 
-symbol · name here · shape:  W · w · (out, in),  s, z · fit(w, spec) · one of each per block,  q · codes · (out, in).
-It minimises ‖W − Ŵ‖ for given ranges, not the error of the layer's output: that is what the other methods are for.
+symbol · name here · shape:  W · w · (out, in),  s, z · fit(w, spec) · one of each per block,  q ·
+codes · (out, in). It minimises ‖W − Ŵ‖ for given ranges, not the error of the layer's output: that
+is what the other methods are for.
 """
 
 from __future__ import annotations
