@@ -148,14 +148,13 @@ def test_kl_is_never_negative_and_resolves_rounding():
     goal = jnp.zeros(64, jnp.int32)
     for noise in (0.0, 1e-6, 1e-4, 1e-2, 1.0):
         zq = z + noise * jax.random.normal(jax.random.key(1), z.shape)
-        p, q = jax.nn.log_softmax(z), jax.nn.log_softmax(zq)
-        kl = np.asarray(token_scores(p, q, goal).kl)
+        kl = np.asarray(token_scores(z, zq, goal).kl)
         exact_p, exact_q = log_softmax(z), log_softmax(zq)
         exact = (np.exp(exact_p) * (exact_p - exact_q)).sum(1)
         assert (kl >= 0).all()
-        np.testing.assert_allclose(kl, exact, rtol=1e-2, atol=1e-12)
+        np.testing.assert_allclose(kl, exact, rtol=1e-2, atol=4e-12)
     far = jnp.where(jnp.arange(1000) == 3, 200.0, 0.0)[None].repeat(64, 0)  # q far above a tiny p
-    kl = token_scores(jax.nn.log_softmax(-far), jax.nn.log_softmax(far), goal).kl
+    kl = token_scores(-far, far, goal).kl
     assert np.isfinite(kl).all()
 
 
