@@ -24,12 +24,26 @@ MANIFEST = Path(__file__).with_name("corpus.json")
 SEED = 0
 END = "<|endoftext|>"
 DOC = "x/{0}/usr/share/doc"
+INSTALLATION = "x/installation-guide-amd64/usr/share/doc/installation-guide-amd64"
 TRANSLATED = re.compile(r"\.(?!en\.)[a-z]{2}([-_][A-Za-z]{2})?\.html$")
 
 # group: million tokens. English 9.84, code 5.41, Korean 3.69, arithmetic 3.69, exercises 1.97.
-SHARES = {"speeches": 3.57, "manuals": 1.42, "help": 0.65, "python-doc": 2.4, "linux-doc": 1.8,
-          "stdlib": 3.05, "tests": 2.36, "korean": 3.69, "arithmetic": 2.58, "easy": 1.11,
-          "recall": 0.74, "cloze": 0.74, "brackets": 0.24, "names": 0.25}
+SHARES = {
+    "speeches": 3.57,
+    "manuals": 1.42,
+    "help": 0.65,
+    "python-doc": 2.4,
+    "linux-doc": 1.8,
+    "stdlib": 3.05,
+    "tests": 2.36,
+    "korean": 3.69,
+    "arithmetic": 2.58,
+    "easy": 1.11,
+    "recall": 0.74,
+    "cloze": 0.74,
+    "brackets": 0.24,
+    "names": 0.25,
+}
 
 HTML_MANUALS = {
     "debian-handbook": "x/debian-handbook/usr/share/doc/debian-handbook/html/en-US",
@@ -39,8 +53,7 @@ HTML_MANUALS = {
     "harden-doc": "x/harden-doc/usr/share/doc/harden-doc/html/en-US",
     "maint-guide": "x/maint-guide/usr/share/doc/maint-guide/html",
     "debmake-doc": "x/debmake-doc/usr/share/doc/debmake-doc/html",
-    "installation-guide-amd64":
-        "x/installation-guide-amd64/usr/share/doc/installation-guide-amd64/en",
+    "installation-guide-amd64": INSTALLATION + "/en",
 }
 SOURCE_MANUALS = {
     "debian-policy": "x/debian-policy/usr/share/doc/debian-policy/policy.html/_sources",
@@ -48,8 +61,7 @@ SOURCE_MANUALS = {
 }
 KOREAN_HTML = {
     "libreoffice-help-ko": "x/libreoffice-help-ko/usr/share/libreoffice/help/ko/text",
-    "installation-guide-amd64":
-        "x/installation-guide-amd64/usr/share/doc/installation-guide-amd64/ko",
+    "installation-guide-amd64": INSTALLATION + "/ko",
     "debian-faq-ko": "x/debian-faq-ko/usr/share/doc/debian/FAQ/ko",
     "debian-history": "x/debian-history/usr/share/doc/debian-history/docs",
     "gimp-help-ko": "x/gimp-help-ko/usr/share/gimp/2.0/help/ko",
@@ -66,8 +78,9 @@ CATALOGUES = {  # package: pattern, shortest string
 Document = tuple[str, str]  # (source package, text)
 
 
-def pages(folder: Path, roots: dict[str, str], kept: Callable[[Path], bool] = lambda p: True
-          ) -> Iterator[Document]:
+def pages(
+    folder: Path, roots: dict[str, str], kept: Callable[[Path], bool] = lambda p: True
+) -> Iterator[Document]:
     """Yields HTML pages as paragraphs, one document a page."""
     for source, root in roots.items():
         for path in sorted((folder / root).rglob("*.html")):
@@ -109,8 +122,12 @@ def help_pages(folder: Path) -> Iterator[Document]:
 
 
 def python_doc(folder: Path) -> Iterator[Document]:
-    yield from plain(folder, "python3.11-doc",
-                     DOC.format("python3.11-doc") + "/python3.11/html/_sources", "*.txt")
+    yield from plain(
+        folder,
+        "python3.11-doc",
+        DOC.format("python3.11-doc") + "/python3.11/html/_sources",
+        "*.txt",
+    )
 
 
 def linux_doc(folder: Path) -> Iterator[Document]:
@@ -127,48 +144,66 @@ def stdlib(folder: Path) -> Iterator[Document]:
         for path in sorted(root.rglob("*.py")):
             relative = path.relative_to(root).as_posix()
             if path not in held and not relative.startswith(
-                    ("pydoc_data", "encodings/cp", "_sysconfigdata")):
+                ("pydoc_data", "encodings/cp", "_sysconfigdata")
+            ):
                 yield package, path.read_text(encoding="utf-8", errors="ignore").strip("\n")
 
 
 def tests(folder: Path) -> Iterator[Document]:
-    yield from plain(folder, "libpython3.11-testsuite",
-                     "x/libpython3.11-testsuite/usr/lib/python3.11", "*.py")
+    yield from plain(
+        folder, "libpython3.11-testsuite", "x/libpython3.11-testsuite/usr/lib/python3.11", "*.py"
+    )
 
 
 def korean(folder: Path) -> Iterator[Document]:
     """Paragraphs that are mostly Hangul; interface strings come sixty to a document."""
-    for path, text in texts.korean_pages(folder).items():
+    for text in texts.korean_pages(folder).values():
         if len(text) < 400:  # longer pages are the bundled splits
             yield "gnome-user-docs", text
-    found = list(pages(folder, KOREAN_HTML, lambda p: "debian-history" not in str(p)
-                       or ".ko." in p.name))
+    found = list(
+        pages(folder, KOREAN_HTML, lambda p: "debian-history" not in str(p) or ".ko." in p.name)
+    )
     linux = DOC.format("linux-doc-6.1") + "/linux-doc-6.1/html/_sources/translations/ko_KR"
     found += plain(folder, "linux-doc-6.1", linux, "*.txt")
-    found += plain(folder, "crawl-common", "x/crawl-common/usr/share/crawl/dat/descript/ko",
-                   "*.txt")
+    found += plain(
+        folder, "crawl-common", "x/crawl-common/usr/share/crawl/dat/descript/ko", "*.txt"
+    )
     for source, text in found:
         yield source, "\n".join(line for line in text.split("\n") if extract.is_korean(line))
     for source, (pattern, shortest) in CATALOGUES.items():
         for path in sorted((folder / "x" / source).glob(pattern)):
-            strings = [s for s in extract.from_catalogue(path)
-                       if len(s) >= shortest and extract.is_korean(s)]
+            strings = [
+                s
+                for s in extract.from_catalogue(path)
+                if len(s) >= shortest and extract.is_korean(s)
+            ]
             for start in range(0, len(strings), 60):
-                yield source, "\n".join(strings[start:start + 60])
+                yield source, "\n".join(strings[start : start + 60])
 
 
 GROUPS: dict[str, Callable[[Path], Iterator[Document]]] = {
-    "speeches": speeches, "manuals": manuals, "help": help_pages, "python-doc": python_doc,
-    "linux-doc": linux_doc, "stdlib": stdlib, "tests": tests, "korean": korean}
+    "speeches": speeches,
+    "manuals": manuals,
+    "help": help_pages,
+    "python-doc": python_doc,
+    "linux-doc": linux_doc,
+    "stdlib": stdlib,
+    "tests": tests,
+    "korean": korean,
+}
 
 
 # ------------------------------------------------------------------------ keeping splits unseen
 
+
 def held_lines(bundled: Path = texts.TARGET, shortest: int = 40) -> set[str]:
     """Returns the lines of `shortest` or more characters of all bundled splits."""
-    return {line.strip() for path in bundled.glob("*.txt")
-            for line in path.read_text(encoding="utf-8").split("\n")
-            if len(line.strip()) >= shortest}
+    return {
+        line.strip()
+        for path in bundled.glob("*.txt")
+        for line in path.read_text(encoding="utf-8").split("\n")
+        if len(line.strip()) >= shortest
+    }
 
 
 def without(text: str, held: set[str]) -> str:
@@ -188,8 +223,13 @@ def real_documents(folder: Path, held: set[str]) -> dict[str, list[Document]]:
 
 # --------------------------------------------------------------------------------- exercises
 
-def exercise_documents(group: str, draw: Callable[[random.Random], problems.Problem | None],
-                       held: set[str], seed: int = SEED) -> Iterator[Document]:
+
+def exercise_documents(
+    group: str,
+    draw: Callable[[random.Random], problems.Problem | None],
+    held: set[str],
+    seed: int = SEED,
+) -> Iterator[Document]:
     """Yields endless documents of 40 one-line exercises of the training part."""
     rng = random.Random(f"{group} {seed}")
     while True:
@@ -205,24 +245,35 @@ def drawers(real: dict[str, list[Document]]) -> dict[str, Callable]:
     """Returns {group: generator of one exercise}; clozes are cut out of the training text."""
     sentences = {}
     for language, groups in (("en", ("speeches", "help", "manuals")), ("ko", ("korean",))):
-        found = [s.strip() for g in groups for _, text in real[g]
-                 for line in text.split("\n") for s in line.replace(". ", ".\n").split("\n")]
+        found = [
+            s.strip()
+            for g in groups
+            for _, text in real[g]
+            for line in text.split("\n")
+            for s in line.replace(". ", ".\n").split("\n")
+        ]
         sentences[language] = sorted({s for s in found if 40 <= len(s) <= 200})
 
     def cloze(rng: random.Random) -> problems.Problem | None:
         language = "en" if rng.random() < 0.6 else "ko"
         return problems.cloze(rng, rng.choice(sentences[language]))
 
-    return {"arithmetic": problems.arithmetic,
-            "easy": lambda rng: problems.arithmetic(rng, top=30),
-            "recall": problems.recall, "cloze": cloze,
-            "brackets": problems.brackets, "names": problems.names}
+    return {
+        "arithmetic": problems.arithmetic,
+        "easy": lambda rng: problems.arithmetic(rng, top=30),
+        "recall": problems.recall,
+        "cloze": cloze,
+        "brackets": problems.brackets,
+        "names": problems.names,
+    }
 
 
 # ------------------------------------------------------------------------------------ mixing
 
-def take(documents: list[Document], wanted: float, tokenizer: Tokenizer,
-         rng: random.Random) -> Iterator[tuple[str, list[int]]]:
+
+def take(
+    documents: list[Document], wanted: float, tokenizer: Tokenizer, rng: random.Random
+) -> Iterator[tuple[str, list[int]]]:
     """Yields encoded documents in random order, again and again, until `wanted` tokens."""
     end, total = tokenizer.token_to_id(END), 0
     encoded = [[*e.ids, end] for e in tokenizer.encode_batch([text for _, text in documents])]
@@ -235,8 +286,9 @@ def take(documents: list[Document], wanted: float, tokenizer: Tokenizer,
                 return
 
 
-def take_exercises(documents: Iterator[Document], wanted: float, tokenizer: Tokenizer
-                   ) -> Iterator[tuple[str, list[int]]]:
+def take_exercises(
+    documents: Iterator[Document], wanted: float, tokenizer: Tokenizer
+) -> Iterator[tuple[str, list[int]]]:
     """Yields encoded fresh exercises until `wanted` tokens."""
     end, total = tokenizer.token_to_id(END), 0
     while total < wanted:
@@ -248,8 +300,9 @@ def take_exercises(documents: Iterator[Document], wanted: float, tokenizer: Toke
                 return
 
 
-def mix(real: dict[str, list[Document]], held: set[str], tokenizer: Tokenizer
-        ) -> tuple[np.ndarray, dict]:
+def mix(
+    real: dict[str, list[Document]], held: set[str], tokenizer: Tokenizer
+) -> tuple[np.ndarray, dict]:
     """Returns all token ids in seeded order and the counts that go into the manifest."""
     rng = random.Random(SEED)
     exercises = drawers(real)
@@ -258,8 +311,11 @@ def mix(real: dict[str, list[Document]], held: set[str], tokenizer: Tokenizer
         if group in real:
             found = list(take(real[group], share * 1e6, tokenizer, rng))
         else:
-            found = list(take_exercises(exercise_documents(group, exercises[group], held),
-                                        share * 1e6, tokenizer))
+            found = list(
+                take_exercises(
+                    exercise_documents(group, exercises[group], held), share * 1e6, tokenizer
+                )
+            )
         counts[group] = {}
         for source, ids in found:
             counts[group][source] = counts[group].get(source, 0) + len(ids)
@@ -272,14 +328,19 @@ def mix(real: dict[str, list[Document]], held: set[str], tokenizer: Tokenizer
 def sample_for_tokenizer(real: dict[str, list[Document]], held: set[str]) -> list[str]:
     """Returns documents of about 12 MB English, 8 code, 4 Korean and 2 arithmetic."""
     rng = random.Random(SEED)
-    english = [t for g in ("speeches", "manuals", "help", "python-doc", "linux-doc")
-               for _, t in real[g]]
+    english = [
+        t for g in ("speeches", "manuals", "help", "python-doc", "linux-doc") for _, t in real[g]
+    ]
     code = [t for g in ("stdlib", "tests") for _, t in real[g]]
     hangul = [t for _, t in real["korean"]]
     exercises = exercise_documents("tokenizer", problems.arithmetic, held)
     chosen = []
-    for documents, size in ((english, 12e6), (code, 8e6), (hangul, 4e6),
-                            ([next(exercises)[1] for _ in range(1200)], 2e6)):
+    for documents, size in (
+        (english, 12e6),
+        (code, 8e6),
+        (hangul, 4e6),
+        ([next(exercises)[1] for _ in range(1200)], 2e6),
+    ):
         for text in rng.sample(documents, len(documents)):
             chosen.append(text)
             size -= len(text.encode())
@@ -303,12 +364,16 @@ def main() -> None:
     partial.write_bytes(tokens.astype("<u2").tobytes())
     os.replace(partial, folder / "tokens.u16")
     manifest = {
-        "tokens": len(tokens), "seed": SEED,
+        "tokens": len(tokens),
+        "seed": SEED,
         "sha256": hashlib.sha256(tokens.astype("<u2").tobytes()).hexdigest(),
         "tokenizer_sha256": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
-        "texts_sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-                         for p in sorted(texts.TARGET.glob("*.txt"))},
-        "groups": counts}
+        "texts_sha256": {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(texts.TARGET.glob("*.txt"))
+        },
+        "groups": counts,
+    }
     MANIFEST.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{len(tokens)} tokens, sha256 {manifest['sha256'][:16]}")
 

@@ -21,31 +21,56 @@ from safetensors.numpy import save
 
 from qlab.models.transformer import Transformer
 from training import muon, train
-from training.corpus import MANIFEST, SHARES
 
+MANIFEST = Path(__file__).with_name("corpus.json")
 TARGET = Path(__file__).parent.parent / "qlab" / "data" / "tiny"
+OPTIMIZER = {
+    "muon_rate": train.MUON_RATE,
+    "adam_rate": train.ADAM_RATE,
+    "warm_up_steps": train.WARM_UP,
+    "flat": train.FLAT,
+    "clip": muon.CLIP,
+    "momentum": muon.MOMENTUM,
+    "rms": muon.RMS,
+    "decay": muon.DECAY,
+    "betas": [muon.BETA1, muon.BETA2],
+}
 LIMIT = 16e6  # bytes of the weights' file
 
 
 def tensors(model: Transformer) -> dict[str, np.ndarray]:
     """Returns {hub name: bfloat16 array}; a tied head is not written."""
     matrices, rest = muon.split(model)
-    return {f"model.{path}": np.asarray(leaf.astype(jnp.bfloat16))
-            for path, leaf in sorted((matrices | rest).items())}
+    return {
+        f"model.{path}": np.asarray(leaf.astype(jnp.bfloat16))
+        for path, leaf in sorted((matrices | rest).items())
+    }
 
 
 def hub_config() -> dict[str, Any]:
     """Returns `config.json` as a Llama of the hub has it."""
     c = train.CONFIG
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
-            "vocab_size": c.vocab_size, "hidden_size": c.hidden_size,
-            "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_hidden_layers,
-            "num_attention_heads": c.num_attention_heads,
-            "num_key_value_heads": c.num_key_value_heads, "head_dim": c.head_dim,
-            "hidden_act": "silu", "rope_theta": c.rope_theta, "rms_norm_eps": c.rms_norm_eps,
-            "max_position_embeddings": c.max_position_embeddings,
-            "tie_word_embeddings": c.tie_word_embeddings, "attention_bias": False,
-            "mlp_bias": False, "bos_token_id": None, "eos_token_id": 0, "dtype": "bfloat16"}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "rope_theta": c.rope_theta,
+        "rms_norm_eps": c.rms_norm_eps,
+        "max_position_embeddings": c.max_position_embeddings,
+        "tie_word_embeddings": c.tie_word_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "dtype": "bfloat16",
+    }
 
 
 def curve(log: Path, last: int, points: int = 200) -> tuple[list[dict], list[dict]]:
@@ -60,13 +85,24 @@ def curve(log: Path, last: int, points: int = 200) -> tuple[list[dict], list[dic
             records[record["step"]] = record
     ordered = [records[step] for step in sorted(records)]
     size = max(1, len(ordered) // points)
-    means = [{"step": part[-1]["step"], "tokens": part[-1]["tokens"],
-              "loss": round(sum(r["loss"] for r in part) / len(part), 4),
-              "rate": part[-1]["rate"]}
-             for part in (ordered[i:i + size] for i in range(0, len(ordered), size))]
-    held = [{"step": r["step"], "tokens": r["tokens"],
-             **{d: round(v, 4) for d, v in r["held_out"].items()}}
-            for r in ordered if "held_out" in r]
+    means = [
+        {
+            "step": part[-1]["step"],
+            "tokens": part[-1]["tokens"],
+            "loss": round(sum(r["loss"] for r in part) / len(part), 4),
+            "rate": part[-1]["rate"],
+        }
+        for part in (ordered[i : i + size] for i in range(0, len(ordered), size))
+    ]
+    held = [
+        {
+            "step": r["step"],
+            "tokens": r["tokens"],
+            **{d: round(v, 4) for d, v in r["held_out"].items()},
+        }
+        for r in ordered
+        if "held_out" in r
+    ]
     return means, held
 
 
@@ -75,23 +111,34 @@ def story(folder: Path, checkpoint: Path, step: int, seconds: float, seed: int) 
     manifest = json.loads(MANIFEST.read_text())
     losses, held = curve(checkpoint.parent / "log.jsonl", step)
     return {
-        "recipe": "training/README.md", "parameters": 0,
-        "steps": step, "tokens": step * train.BATCH * train.WINDOW,
+        "recipe": "training/README.md",
+        "parameters": 0,
+        "steps": step,
+        "tokens": step * train.BATCH * train.WINDOW,
         "finished": losses[-1]["rate"] < 1e-3 if losses else False,
-        "wall_seconds": round(seconds), "batch": train.BATCH, "window": train.WINDOW,
+        "wall_seconds": round(seconds),
+        "tokens_per_second": round(step * train.BATCH * train.WINDOW / max(seconds, 1)),
+        "batch": train.BATCH,
+        "window": train.WINDOW,
         "seeds": {"weights": seed, "order": seed, "corpus": manifest["seed"]},
-        "optimizer": {"muon_rate": train.MUON_RATE, "adam_rate": train.ADAM_RATE,
-                      "warm_up_steps": train.WARM_UP, "flat": train.FLAT, "clip": muon.CLIP,
-                      "momentum": muon.MOMENTUM, "rms": muon.RMS, "decay": muon.DECAY,
-                      "betas": [muon.BETA1, muon.BETA2]},
-        "data": {"tokens": manifest["tokens"], "sha256": manifest["sha256"],
-                 "tokenizer_sha256": manifest["tokenizer_sha256"],
-                 "texts_sha256": manifest["texts_sha256"], "million_tokens": SHARES},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__,
-                     "numpy": np.__version__},
+        "optimizer": OPTIMIZER,
+        "data": {
+            "tokens": manifest["tokens"],
+            "sha256": manifest["sha256"],
+            "tokenizer_sha256": manifest["tokenizer_sha256"],
+            "texts_sha256": manifest["texts_sha256"],
+            "groups": {g: sum(found.values()) for g, found in manifest["groups"].items()},
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+        },
         "units": "loss: mean negative log-likelihood per token, nats; held out: first 16 windows "
-                 "of each calibration text",
-        "loss": losses, "held_out": held}
+        "of each calibration text",
+        "loss": losses,
+        "held_out": held,
+    }
 
 
 def write(path: Path, fill: Callable[[Path], Any]) -> None:

@@ -40,7 +40,8 @@ def unrepeated(blocks: Iterable[str]) -> list[str]:
 def is_block(element: etree._Element) -> bool:
     """A tag that holds text of its own, or DocBook's `div.para`."""
     return element.tag in BLOCKS or (
-        element.tag == "div" and "para" in element.get("class", "").split())
+        element.tag == "div" and "para" in element.get("class", "").split()
+    )
 
 
 def from_html(page: bytes, listings: bool = True) -> list[str]:
@@ -48,9 +49,12 @@ def from_html(page: bytes, listings: bool = True) -> list[str]:
     tree = lxml_html.fromstring(page)
     skipped = SKIPPED_TAGS | (set() if listings else {"pre", "table"})
     for element in list(tree.iter()):
-        if not isinstance(element.tag, str) or element.tag in skipped \
-                or element.get("hidden") is not None \
-                or SKIPPED_CLASSES & set(element.get("class", "").split()):
+        if (
+            not isinstance(element.tag, str)
+            or element.tag in skipped
+            or element.get("hidden") is not None
+            or SKIPPED_CLASSES & set(element.get("class", "").split())
+        ):
             if element is not tree and element.getparent() is not None:
                 element.drop_tree()
     blocks = []
@@ -58,8 +62,11 @@ def from_html(page: bytes, listings: bool = True) -> list[str]:
         if not is_block(element) or any(is_block(e) for e in element.iterdescendants()):
             continue
         text = element.text_content()
-        blocks.append(unicodedata.normalize("NFC", text.strip("\n").rstrip())
-                      if element.tag == "pre" else tidy(text))
+        blocks.append(
+            unicodedata.normalize("NFC", text.strip("\n").rstrip())
+            if element.tag == "pre"
+            else tidy(text)
+        )
     return unrepeated(blocks)
 
 
@@ -91,9 +98,12 @@ def from_mallard(page: bytes) -> list[str]:
                 before.tail = (before.tail or "") + tail
             parent.remove(element)
     names = ("title", "p", "subtitle", "td")
-    return unrepeated(tidy(mallard_text(e)) for e in tree.iter()
-                      if etree.QName(e).localname in names
-                      and not any(etree.QName(d).localname in names for d in e.iterdescendants()))
+    return unrepeated(
+        tidy(mallard_text(e))
+        for e in tree.iter()
+        if etree.QName(e).localname in names
+        and not any(etree.QName(d).localname in names for d in e.iterdescendants())
+    )
 
 
 def from_catalogue(path: Path) -> list[str]:

@@ -1,18 +1,20 @@
 """What makes training fast on a CPU with bfloat16 dot products: operands bf16, sums float32.
 
-Every product, forward and backward, reads bfloat16 and accumulates in float32; transposes are
-materialised on the smaller operand, because XLA's CPU matmul is slow on transposed views. The
-cross-entropy never holds the logits of the whole batch.
+Every product, forward and backward, reads bfloat16 and accumulates in float32. Transposes are
+written out row by row: left alone, XLA turns them into a view, and its CPU product of a transposed
+view is two to three times slower. The cross-entropy never holds the logits of the whole batch.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from qlab.models.surgery import map_linears
-from qlab.models.transformer import Attention, Block, Linear, Transformer, rotate
+from qlab.models.transformer import MLP, Attention, Block, Transformer
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 
@@ -22,12 +24,19 @@ def fixed(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x)
 
 
+def transposed(x: jax.Array) -> jax.Array:
+    """The last two axes swapped, and the numbers moved in memory."""
+    order = tuple(range(x.ndim))
+    return fixed(with_layout_constraint(x.swapaxes(-1, -2), Layout(major_to_minor=order)))
+
+
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """a @ b for (..., m, k), (..., k, n) in bfloat16, float32 out."""
     return jnp.matmul(a, b, preferred_element_type=F32)
 
 
 # ------------------------------------------------------------------------------------- linear
+
 
 @jax.custom_vjp
 def linear(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -37,16 +46,16 @@ def linear(x: jax.Array, w: jax.Array) -> jax.Array:
 
 def linear_forward(x: jax.Array, w: jax.Array):
     x, w = fixed(x.astype(BF16)), fixed(w.astype(BF16))
-    return product(x, w.T), (x, w)
+    return product(x, transposed(w)), (x, w)
 
 
 def linear_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array):
     x, w = saved
     g = fixed(g.astype(BF16))
     if w.shape[0] >= w.shape[1]:  # transpose the narrower of x and g
-        dw = product(fixed(x.T), g).T
+        dw = fixed(product(transposed(x), g)).T
     else:
-        dw = product(fixed(g.T), x)
+        dw = product(transposed(g), x)
     return product(g, w), dw
 
 
@@ -66,6 +75,7 @@ class FastLinear(nnx.Module):
 
 # ---------------------------------------------------------------------------------- attention
 
+
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal softmax(q kᵀ / √d) v; q (heads, group · time, d), k and v (heads, time, d)."""
@@ -76,7 +86,7 @@ def attend_forward(q: jax.Array, k: jax.Array, v: jax.Array):
     time = k.shape[1]
     q = fixed((q * q.shape[-1] ** -0.5).astype(BF16))
     k, v = fixed(k.astype(BF16)), fixed(v.astype(BF16))
-    score = product(q, k.swapaxes(1, 2))  # (heads, group · time, time)
+    score = product(q, transposed(k))  # (heads, group · time, time)
     seen = jnp.arange(time) <= (jnp.arange(q.shape[1]) % time)[:, None]
     p = fixed(jax.nn.softmax(jnp.where(seen, score, -1e30), axis=-1).astype(BF16))
     return product(p, v), (q, k, v, p)
@@ -85,20 +95,30 @@ def attend_forward(q: jax.Array, k: jax.Array, v: jax.Array):
 def attend_backward(saved: tuple[jax.Array, ...], g: jax.Array):
     q, k, v, p = saved
     g = fixed(g.astype(BF16))
-    dp = product(g, v.swapaxes(1, 2))  # (heads, group · time, time)
+    dp = product(g, transposed(v))  # (heads, group · time, time)
     ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))
     ds = fixed(ds.astype(BF16))
     dq = product(ds, k) * q.shape[-1] ** -0.5
-    dk = product(fixed(q.swapaxes(1, 2)), ds).swapaxes(1, 2)  # q carries the 1/√d
-    dv = product(fixed(g.swapaxes(1, 2)), p).swapaxes(1, 2)
+    dk = fixed(product(transposed(q), ds)).swapaxes(1, 2)  # q carries the 1/√d
+    dv = fixed(product(transposed(g), p)).swapaxes(1, 2)
     return dq, dk, dv
 
 
 attend.defvjp(attend_forward, attend_backward)
 
 
+def turn(x: jax.Array, theta: float) -> jax.Array:
+    """`transformer.rotate` from position 0, its cosines computed once and not for every head."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-np.arange(half) / half)
+    angle = np.arange(x.shape[1])[:, None, None] * frequency  # (time, 1, half)
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
 class FastAttention(nnx.Module):
-    """An `Attention` for training: no cache, products in bfloat16."""
+    """An `Attention` for training: from position 0, no cache, products in bfloat16."""
 
     def __init__(self, attention: Attention):
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
@@ -107,9 +127,9 @@ class FastAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, start: jax.Array, cache: None):
         batch, time, _ = x.shape
-        position, split = start + jnp.arange(time), (batch, time, -1, self.head_dim)
-        q = rotate(self.q_proj(x).reshape(split), position, self.theta)
-        k = rotate(self.k_proj(x).reshape(split), position, self.theta)
+        split = (batch, time, -1, self.head_dim)
+        q = turn(self.q_proj(x).reshape(split), self.theta)
+        k = turn(self.k_proj(x).reshape(split), self.theta)
         v = self.v_proj(x).reshape(split)
         kv = k.shape[2]
         k, v = (a.swapaxes(1, 2).reshape(batch * kv, time, -1) for a in (k, v))
@@ -118,14 +138,26 @@ class FastAttention(nnx.Module):
         return self.o_proj(y.reshape(batch, time, -1)), cache
 
 
+class FastMLP(nnx.Module):
+    """An `MLP` for training: what the gate needs backward is computed again rather than kept."""
+
+    def __init__(self, mlp: MLP):
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gated = jax.checkpoint(lambda gate, up: jax.nn.silu(gate) * up)
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+
+
 def swap(model: Transformer) -> Transformer:
     """Returns the same function with fast linears and fast attention, over the same weights."""
     model = map_linears(model, lambda _, layer: FastLinear(layer.weight))
     blocks = []
     for block in model.layers:
-        new = Block(block.input_layernorm, block.self_attn, block.post_attention_layernorm,
-                    block.mlp)
-        new.self_attn = FastAttention(block.self_attn)
+        new = Block(
+            block.input_layernorm, block.self_attn, block.post_attention_layernorm, block.mlp
+        )
+        new.self_attn, new.mlp = FastAttention(block.self_attn), FastMLP(block.mlp)
         blocks.append(new)
     model.layers = nnx.List(blocks)
     return model
@@ -160,7 +192,7 @@ def chunk_loss(table: jax.Array, columns: jax.Array, carry: tuple, chunk: tuple)
     hit = jnp.arange(logits.shape[1]) == target[:, None]
     g = fixed((e / norm - hit).astype(BF16))
     total += jnp.sum(jnp.log(norm) + top - right)
-    return (total, dcolumns + product(fixed(h.T), g)), product(g, table)
+    return (total, dcolumns + product(transposed(h), g)), product(g, table)
 
 
 def cross_entropy_forward(hidden: jax.Array, table: jax.Array, targets: jax.Array):
@@ -170,7 +202,8 @@ def cross_entropy_forward(hidden: jax.Array, table: jax.Array, targets: jax.Arra
     chunks = (hidden.astype(BF16).reshape(-1, chunk, width), targets.reshape(-1, chunk))
     begin = (jnp.float32(0), jnp.zeros((width, table.shape[0]), F32))
     (total, dcolumns), dhidden = jax.lax.scan(
-        partial(chunk_loss, table, fixed(table.T)), begin, chunks)
+        partial(chunk_loss, table, transposed(table)), begin, chunks
+    )
     saved = (dhidden.reshape(tokens, width) / tokens, dcolumns.T / tokens)
     return total / tokens, saved
 

@@ -73,8 +73,13 @@ def download(name: str, version: str, folder: Path, command: list[str], pattern:
 def fetch_debian(name: str, version: str, folder: Path) -> Path:
     """Downloads one Debian package and unpacks it into `folder/x/name`."""
     escaped = version.replace(":", "%3a")  # apt writes an epoch's colon so
-    archive = download(name, version, folder / "debs",
-                       ["apt-get", "download", f"{name}={version}"], f"{name}_{escaped}_*.deb")
+    archive = download(
+        name,
+        version,
+        folder / "debs",
+        ["apt-get", "download", f"{name}={version}"],
+        f"{name}_{escaped}_*.deb",
+    )
     target = folder / "x" / name
     if not target.is_dir():
         subprocess.run(["dpkg-deb", "-x", archive, target], check=True)
@@ -101,10 +106,15 @@ def fetch(folder: Path) -> dict[str, dict[str, str]]:
             archive = getter(name, version, folder)
             digest = sha256(archive)
             if known.get(name, {}).get("sha256", digest) != digest:
-                raise ValueError(f"{archive.name}: sha256 {digest} is not the recorded "
-                                 f"{known[name]['sha256']}")
-            result[name] = {"version": version, "licence": licence, "archive": archive.name,
-                            "sha256": digest}
+                raise ValueError(
+                    f"{archive.name}: sha256 {digest} is not the recorded {known[name]['sha256']}"
+                )
+            result[name] = {
+                "version": version,
+                "licence": licence,
+                "archive": archive.name,
+                "sha256": digest,
+            }
             print(f"{name} {version} {digest[:16]}")
     return result
 

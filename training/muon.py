@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from qlab.models.surgery import linears
 from qlab.models.transformer import Transformer
+from training.fast import product, transposed
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 MOMENTUM, RMS, DECAY = 0.95, 0.2, 0.1
@@ -22,9 +23,12 @@ CLIP = 1.0
 def init(model: Transformer) -> dict[str, Any]:
     """Returns zero moments: `momentum` for every weight, `square` for those that AdamW moves."""
     matrices, rest = split(model)
-    return {"momentum": jax.tree.map(jnp.zeros_like, matrices),
-            "mean": jax.tree.map(jnp.zeros_like, rest),
-            "square": jax.tree.map(jnp.zeros_like, rest), "step": jnp.int32(0)}
+    return {
+        "momentum": jax.tree.map(jnp.zeros_like, matrices),
+        "mean": jax.tree.map(jnp.zeros_like, rest),
+        "square": jax.tree.map(jnp.zeros_like, rest),
+        "step": jnp.int32(0),
+    }
 
 
 def split(model: Transformer) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -38,21 +42,21 @@ def split(model: Transformer) -> tuple[dict[str, jax.Array], dict[str, jax.Array
 def join(model: Transformer, arrays: dict[str, jax.Array]) -> Transformer:
     """Returns the model with its arrays replaced by path."""
     return jax.tree_util.tree_map_with_path(
-        lambda p, _: arrays[jax.tree_util.keystr(p, simple=True, separator=".")], model)
+        lambda p, _: arrays[jax.tree_util.keystr(p, simple=True, separator=".")], model
+    )
 
 
 def orthogonalise(x: jax.Array) -> jax.Array:
     """Newton–Schulz on a stack x (n, rows, columns), rows ≤ columns; products in bfloat16."""
     a, b, c = COEFFICIENTS
 
-    def dot(form: str, *xs: jax.Array) -> jax.Array:
-        return jnp.einsum(form, *(x.astype(jnp.bfloat16) for x in xs),
-                          preferred_element_type=jnp.float32)
-
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
     for _ in range(5):
-        gram = dot("nij,nkj->nik", x, x)
-        x = a * x + dot("nij,njk->nik", b * gram + c * dot("nij,njk->nik", gram, gram), x)
+        small = x.astype(jnp.bfloat16)
+        gram = product(small, transposed(small))
+        gram_small = gram.astype(jnp.bfloat16)
+        mixed = b * gram + c * product(gram_small, gram_small)
+        x = a * x + product(mixed.astype(jnp.bfloat16), small)
     return x
 
 
@@ -76,17 +80,23 @@ def directions(matrices: dict[str, jax.Array], axis: str | None) -> dict[str, ja
     result = {}
     for (_, wide), paths in groups.items():
         tall = [matrices[p].shape[0] > matrices[p].shape[1] for p in paths]
-        stack = jnp.stack([matrices[p].T if t else matrices[p]
-                           for p, t in zip(paths, tall, strict=True)])
-        stack = shared(stack, axis) * (RMS * wide ** 0.5)
+        stack = jnp.stack(
+            [matrices[p].T if t else matrices[p] for p, t in zip(paths, tall, strict=True)]
+        )
+        stack = shared(stack, axis) * (RMS * wide**0.5)
         for path, t, direction in zip(paths, tall, stack, strict=True):
             result[path] = direction.T if t else direction
     return result
 
 
-def update(model: Transformer, gradient: Transformer, state: dict[str, Any],
-           muon_rate: jax.Array, adam_rate: jax.Array, axis: str | None = None
-           ) -> tuple[Transformer, dict[str, Any]]:
+def update(
+    model: Transformer,
+    gradient: Transformer,
+    state: dict[str, Any],
+    muon_rate: jax.Array,
+    adam_rate: jax.Array,
+    axis: str | None = None,
+) -> tuple[Transformer, dict[str, Any]]:
     """Makes one step.
 
     Args:
@@ -105,13 +115,15 @@ def update(model: Transformer, gradient: Transformer, state: dict[str, Any],
     (matrices, rest), (dmatrices, drest) = split(model), split(gradient)
     momentum = {p: MOMENTUM * state["momentum"][p] + g for p, g in dmatrices.items()}
     nesterov = {p: MOMENTUM * momentum[p] + g for p, g in dmatrices.items()}
-    new = {p: matrices[p] * (1 - muon_rate * DECAY) - muon_rate * d
-           for p, d in directions(nesterov, axis).items()}
+    new = {
+        p: matrices[p] * (1 - muon_rate * DECAY) - muon_rate * d
+        for p, d in directions(nesterov, axis).items()
+    }
     step = state["step"] + 1
     mean = {p: BETA1 * state["mean"][p] + (1 - BETA1) * g for p, g in drest.items()}
     square = {p: BETA2 * state["square"][p] + (1 - BETA2) * g * g for p, g in drest.items()}
     t = step.astype(jnp.float32)
     for p, w in rest.items():
-        m, s = mean[p] / (1 - BETA1 ** t), square[p] / (1 - BETA2 ** t)
+        m, s = mean[p] / (1 - BETA1**t), square[p] / (1 - BETA2**t)
         new[p] = w - adam_rate * m / (jnp.sqrt(s) + EPS)
     return join(model, new), {"momentum": momentum, "mean": mean, "square": square, "step": step}

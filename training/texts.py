@@ -16,17 +16,53 @@ from training import extract
 TARGET = Path(__file__).parent.parent / "qlab" / "data" / "texts"
 SPLITS = ("calibration", "evaluation")
 
-SPEECHES = {"calibration": ("1947-Truman-1", "1962-Kennedy-1", "1976-Ford-1"),
-            "evaluation": ("1955-Eisenhower-1", "1967-Johnson-1", "1964-Johnson-1")}
-CHAPTERS = {"calibration": ("package-meta-information", "installation-steps",
-                            "foundation-documents", "release-lifecycle", "workstation",
-                            "becoming-package-maintainer"),
-            "evaluation": ("virtualization", "debian-internals", "acknowledgments",
-                           "dealing-with-compromised-machine", "backup")}
-MODULES = {"calibration": ("textwrap", "shlex", "csv", "heapq", "fractions", "string",
-                           "json/decoder", "functools", "pprint", "sched", "graphlib"),
-           "evaluation": ("statistics", "contextlib", "tokenize", "queue", "calendar", "copy",
-                          "random", "operator", "cmd")}
+SPEECHES = {
+    "calibration": ("1947-Truman-1", "1962-Kennedy-1", "1976-Ford-1"),
+    "evaluation": ("1955-Eisenhower-1", "1967-Johnson-1", "1964-Johnson-1"),
+}
+CHAPTERS = {
+    "calibration": (
+        "package-meta-information",
+        "installation-steps",
+        "foundation-documents",
+        "release-lifecycle",
+        "workstation",
+        "becoming-package-maintainer",
+    ),
+    "evaluation": (
+        "virtualization",
+        "debian-internals",
+        "acknowledgments",
+        "dealing-with-compromised-machine",
+        "backup",
+    ),
+}
+MODULES = {
+    "calibration": (
+        "textwrap",
+        "shlex",
+        "csv",
+        "heapq",
+        "fractions",
+        "string",
+        "json/decoder",
+        "functools",
+        "pprint",
+        "sched",
+        "graphlib",
+    ),
+    "evaluation": (
+        "statistics",
+        "contextlib",
+        "tokenize",
+        "queue",
+        "calendar",
+        "copy",
+        "random",
+        "operator",
+        "cmd",
+    ),
+}
 SEEDS = {"calibration": 2, "evaluation": 1}
 MATH_BYTES = 200_000
 
@@ -53,17 +89,19 @@ def stdlib_path(folder: Path, module: str) -> Path:
 
 def english(folder: Path, split: str) -> list[str]:
     """Speeches, then handbook chapters; a paragraph a line."""
-    speeches = [extract.from_speech(folder / SPEECH_FOLDER / f"{name}.txt")
-                for name in SPEECHES[split]]
-    chapters = [extract.from_html(chapter_path(folder, name).read_bytes(), listings=False)
-                for name in CHAPTERS[split]]
+    speeches = [
+        extract.from_speech(folder / SPEECH_FOLDER / f"{name}.txt") for name in SPEECHES[split]
+    ]
+    chapters = [
+        extract.from_html(chapter_path(folder, name).read_bytes(), listings=False)
+        for name in CHAPTERS[split]
+    ]
     return ["\n".join(blocks) for blocks in speeches + chapters]
 
 
 def code(folder: Path, split: str) -> list[str]:
     """Whole modules of the standard library, unmodified."""
-    return [stdlib_path(folder, m).read_text(encoding="utf-8").rstrip("\n")
-            for m in MODULES[split]]
+    return [stdlib_path(folder, m).read_text(encoding="utf-8").rstrip("\n") for m in MODULES[split]]
 
 
 def korean_pages(folder: Path) -> dict[str, str]:
@@ -84,8 +122,11 @@ def korean_split(relative: str) -> str:
 
 def korean(folder: Path, split: str) -> list[str]:
     """GNOME help pages of 400 or more characters; the constitution opens the evaluation."""
-    pages = [text for path, text in korean_pages(folder).items()
-             if len(text) >= 400 and korean_split(path) == split]
+    pages = [
+        text
+        for path, text in korean_pages(folder).items()
+        if len(text) >= 400 and korean_split(path) == split
+    ]
     if split == "evaluation":
         lines = (folder / CONSTITUTION).read_text(encoding="utf-8").split("\n")
         pages.insert(0, "\n".join(filter(None, map(extract.tidy, lines))))
@@ -109,14 +150,21 @@ DOMAINS = {"english": english, "code": code, "math": mathematics, "korean": kore
 
 def build(folder: Path) -> dict[tuple[str, str], str]:
     """Returns {(domain, split): text}; lines of 60+ characters shared by both splits of a domain
-    stay only in the evaluation."""
+    stay only in the evaluation.
+    """
     result = {}
     for domain, documents in DOMAINS.items():
         evaluation = documents(folder, "evaluation")
-        taken = {line.strip() for text in evaluation for line in text.split("\n")
-                 if len(line.strip()) >= 60}
-        calibration = ["\n".join(line for line in text.split("\n") if line.strip() not in taken)
-                       for text in documents(folder, "calibration")]
+        taken = {
+            line.strip()
+            for text in evaluation
+            for line in text.split("\n")
+            if len(line.strip()) >= 60
+        }
+        calibration = [
+            "\n".join(line for line in text.split("\n") if line.strip() not in taken)
+            for text in documents(folder, "calibration")
+        ]
         for split, texts in (("evaluation", evaluation), ("calibration", calibration)):
             result[domain, split] = "\n\n".join(filter(None, texts)) + "\n"
     return result

@@ -22,10 +22,15 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int = VOCABULARY) -> T
         '<|endoftext|>'
     """
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True),
-                                        ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(vocab_size=vocabulary, special_tokens=["<|endoftext|>"],
-                         initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer

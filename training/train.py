@@ -23,13 +23,24 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 
+from qlab.data import DOMAINS, texts  # noqa: E402
 from qlab.models.transformer import Config, Transformer  # noqa: E402
 from training import fast, muon  # noqa: E402
 
-CONFIG = Config(vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
-                num_attention_heads=4, num_key_value_heads=2, head_dim=64, rope_theta=10_000.0,
-                max_position_embeddings=256, tie_word_embeddings=True)
+CONFIG = Config(
+    vocab_size=4096,
+    hidden_size=256,
+    intermediate_size=768,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    rope_theta=10_000.0,
+    max_position_embeddings=256,
+    tie_word_embeddings=True,
+)
 BATCH, WINDOW = 16, 256
 WARM_UP, FLAT = 30, 0.4  # steps; share of the whole before the rate falls
 MUON_RATE, ADAM_RATE = 8e-3, 6e-3
@@ -51,51 +62,63 @@ class Data:
         self.tokens, self.seed, self.batch, self.window = tokens, seed, batch, window
         self.windows = (len(tokens) - 1) // window
         if self.windows < batch:
-            raise ValueError(f"{len(tokens)} tokens hold {self.windows} windows, "
-                             f"fewer than one batch of {batch}")
+            raise ValueError(
+                f"{len(tokens)} tokens hold {self.windows} windows, fewer than one batch of {batch}"
+            )
 
     def rows(self, step: int) -> np.ndarray:
         """Returns the (batch, window + 1) int32 token ids of one step."""
         steps = self.windows // self.batch
         order = np.random.default_rng((self.seed, step // steps)).permutation(self.windows)
         start = step % steps * self.batch
-        chosen = order[start:start + self.batch]
-        return np.stack([self.tokens[i * self.window:][:self.window + 1] for i in chosen]
-                        ).astype(np.int32)
+        chosen = order[start : start + self.batch]
+        return np.stack([self.tokens[i * self.window :][: self.window + 1] for i in chosen]).astype(
+            np.int32
+        )
 
 
 def loss(model: Transformer, rows: jax.Array) -> jax.Array:
     """Mean negative log-likelihood of `rows[:, 1:]` in nats; products in bfloat16."""
     hidden = fast.swap(model).hidden(rows[:, :-1])
-    return fast.cross_entropy(hidden.reshape(-1, hidden.shape[-1]), model.embed_tokens.weight,
-                              rows[:, 1:].reshape(-1))
+    return fast.cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]), model.embed_tokens.weight, rows[:, 1:].reshape(-1)
+    )
 
 
 def make_step(mesh: jax.sharding.Mesh):
     """Returns the compiled `step(state, rows, share) -> (state, loss)`; the batch is split over
-    the mesh, and so is Muon's orthogonalisation."""
+    the mesh, and so is Muon's orthogonalisation.
+    """
 
     def local(state: State, rows: jax.Array, share: jax.Array):
         model, optimizer = state
         value, gradient = jax.value_and_grad(loss)(model, rows)
         value, gradient = jax.lax.pmean((value, gradient), "data")
-        model, optimizer = muon.update(model, gradient, optimizer, share * MUON_RATE,
-                                       share * ADAM_RATE, axis="data")
+        model, optimizer = muon.update(
+            model, gradient, optimizer, share * MUON_RATE, share * ADAM_RATE, axis="data"
+        )
         return (model, optimizer), value
 
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data"), P()),
-                           out_specs=(P(), P()), check_vma=False)
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=(P(), P()), check_vma=False
+    )
     return jax.jit(mapped, donate_argnums=0)
 
 
 def make_held_out(mesh: jax.sharding.Mesh):
     """Returns the compiled `held_out(model, rows) -> loss`."""
-    mapped = jax.shard_map(lambda m, r: jax.lax.pmean(loss(m, r), "data"), mesh=mesh,
-                           in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+    mapped = jax.shard_map(
+        lambda m, r: jax.lax.pmean(loss(m, r), "data"),
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=P(),
+        check_vma=False,
+    )
     return jax.jit(mapped)
 
 
 # -------------------------------------------------------------------------------- checkpoints
+
 
 def save(folder: Path, state: State, step: int, seconds: float, kept: int = 2) -> Path:
     """Writes `checkpoint-{step}.npz` whole or not at all, and keeps the last `kept`."""
@@ -133,7 +156,14 @@ def restore(path: Path, like: State) -> tuple[State, int, float]:
     return jax.tree_util.tree_unflatten(tree, map(jnp.asarray, arrays)), step, seconds
 
 
+def newest(folder: Path, fresh: State) -> tuple[State, int, float]:
+    """Returns what `restore` does of the last checkpoint, or a fresh state at step 0."""
+    found = checkpoints(folder)
+    return restore(found[-1], fresh) if found else (fresh, 0, 0.0)
+
+
 # ----------------------------------------------------------------------------------- the run
+
 
 def start(config: Config, seed: int) -> State:
     """Returns fresh weights and optimizer state."""
@@ -143,56 +173,49 @@ def start(config: Config, seed: int) -> State:
 
 def held_out_rows(folder: Path, windows: int = 16) -> dict[str, np.ndarray]:
     """Returns the first windows of each calibration text, (windows, WINDOW + 1) int32."""
-    from tokenizers import Tokenizer
-
-    from training.texts import TARGET
-
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = {}
-    for path in sorted(TARGET.glob("*.calibration.txt")):
-        ids = tokenizer.encode(path.read_text(encoding="utf-8")).ids
-        rows[path.name.split(".")[0]] = np.array(
-            [ids[i * WINDOW:][:WINDOW + 1] for i in range(windows)], np.int32)
+    for domain in DOMAINS:
+        ids = tokenizer.encode(texts(domain, "calibration")).ids
+        rows[domain] = np.array([ids[i * WINDOW :][: WINDOW + 1] for i in range(windows)], np.int32)
     return rows
 
 
-def run(data: Data, steps: int, folder: Path, *, config: Config = CONFIG, seed: int = 0,
-        held: dict[str, np.ndarray] | None = None, stop: int | None = None,
-        every: int = 300, minutes: float = 3.0) -> Iterator[dict[str, Any]]:
+def run(
+    data: Data,
+    steps: int,
+    folder: Path,
+    *,
+    config: Config = CONFIG,
+    seed: int = 0,
+    held: dict[str, np.ndarray] | None = None,
+    stop: int | None = None,
+    every: int = 300,
+    minutes: float = 3.0,
+) -> Iterator[dict[str, Any]]:
     """Trains to `steps` in all, from the newest checkpoint in `folder` if there is one.
 
-    Args:
-        data: the token stream.
-        steps: the whole length of the run: where the learning rate reaches zero.
-        folder: where checkpoints go.
-        config: shape of the model.
-        seed: of the weights.
-        held: {domain: rows} whose loss is measured every `every` steps.
-        stop: leave after this step, as an interruption would.
-        every: steps between held-out losses.
-        minutes: between checkpoints.
-
-    Yields:
-        One record a step: step, tokens, loss, rate, seconds, and held-out losses now and then.
+    The learning rate reaches zero at `steps`. `held` {domain: rows} is measured every `every`
+    steps, a checkpoint written every so many `minutes`; `stop` leaves after that step, as an
+    interruption would. Yields one record a step.
     """
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
     step_function, held_out = make_step(mesh), make_held_out(mesh)
-    state, step, spent = start(config, seed), 0, 0.0
-    if found := checkpoints(folder):
-        state, step, spent = restore(found[-1], state)
+    state, step, spent = newest(folder, start(config, seed))
     state = jax.device_put(state, NamedSharding(mesh, P()))
     begun = last = time.monotonic()
     while step < steps:
         value = rate(step, steps)
         state, error = step_function(state, data.rows(step), np.float32(value))
         step += 1
-        record = {"step": step, "tokens": step * data.batch * data.window, "loss": float(error),
-                  "rate": round(value, 6), "seconds": round(spent + time.monotonic() - begun, 2)}
+        seconds = spent + time.monotonic() - begun
+        record = {"step": step, "tokens": step * data.batch * data.window, "loss": float(error)}
+        record |= {"rate": round(value, 6), "seconds": round(seconds, 2)}
         final = step == steps or step == stop
         if held and (step % every == 0 or final):
             record["held_out"] = {d: float(held_out(state[0], r)) for d, r in held.items()}
         if final or time.monotonic() - last > 60 * minutes:
-            save(folder, state, step, spent + time.monotonic() - begun)
+            save(folder, state, step, seconds)
             last = time.monotonic()
         yield record
         if step == stop:
@@ -213,8 +236,14 @@ def main() -> None:
     target.mkdir(parents=True, exist_ok=True)
     with open(target / "log.jsonl", "a") as log:
         before = None
-        for record in run(data, steps, target, seed=arguments.seed,
-                          held=held_out_rows(folder), stop=arguments.stop):
+        for record in run(
+            data,
+            steps,
+            target,
+            seed=arguments.seed,
+            held=held_out_rows(folder),
+            stop=arguments.stop,
+        ):
             if before:
                 passed = record["seconds"] - before["seconds"]
                 record["tokens_per_second"] = round(BATCH * WINDOW / max(passed, 1e-9))

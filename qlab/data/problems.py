@@ -40,12 +40,14 @@ def part(problem: Problem) -> str:
         True
     """
     name = repr((problem.kind, *problem.operands)).encode()
-    return {0: "evaluation", 1: "calibration"}.get(hashlib.sha256(name).digest()[0] % 16,
-                                                   "training")
+    return {0: "evaluation", 1: "calibration"}.get(
+        hashlib.sha256(name).digest()[0] % 16, "training"
+    )
 
 
 # ---------------------------------------------------------------------------------- arithmetic
 # Each kind: random generator, largest operand -> operands, question, answer.
+
 
 def _add(rng: random.Random, top: int):
     a, b = rng.randint(1, top), rng.randint(1, top)
@@ -75,14 +77,20 @@ def _remainder(rng: random.Random, top: int):
 def _gcd(rng: random.Random, top: int):
     common = rng.randint(1, 12)
     a, b = (common * rng.randint(1, max(4, top // 10)) for _ in range(2))
-    return (tuple(sorted((a, b))), f"What is the greatest common divisor of {a} and {b}?",
-            math.gcd(a, b))
+    return (
+        tuple(sorted((a, b))),
+        f"What is the greatest common divisor of {a} and {b}?",
+        math.gcd(a, b),
+    )
 
 
 def _lcm(rng: random.Random, top: int):
     a, b = rng.randint(2, max(12, top // 5)), rng.randint(2, 30)
-    return (tuple(sorted((a, b))), f"What is the least common multiple of {a} and {b}?",
-            math.lcm(a, b))
+    return (
+        tuple(sorted((a, b))),
+        f"What is the least common multiple of {a} and {b}?",
+        math.lcm(a, b),
+    )
 
 
 def _larger(rng: random.Random, top: int):
@@ -110,20 +118,36 @@ def _share(rng: random.Random, top: int):
     name = rng.choice(("Mina", "Jonas", "Alice", "Omar", "Yuna", "Peter"))
     thing = rng.choice(("apples", "books", "stamps", "coins", "marbles"))
     a, b = rng.randint(2, top), rng.randint(2, top)
-    return ((name, thing, a, b),
-            f"{name} has {a} {thing} and gets {b} more. How many {thing} are there now?", a + b)
+    return (
+        (name, thing, a, b),
+        f"{name} has {a} {thing} and gets {b} more. How many {thing} are there now?",
+        a + b,
+    )
 
 
 def _minutes(rng: random.Random, top: int):
     hours, minutes = rng.randint(1, max(5, top // 4)), rng.randint(1, 59)
-    return ((hours, minutes), f"How many minutes are {hours} hours and {minutes} minutes?",
-            60 * hours + minutes)
+    return (
+        (hours, minutes),
+        f"How many minutes are {hours} hours and {minutes} minutes?",
+        60 * hours + minutes,
+    )
 
 
 ARITHMETIC: dict[str, Callable] = {
-    "add": _add, "subtract": _subtract, "multiply": _multiply, "divide": _divide,
-    "remainder": _remainder, "gcd": _gcd, "lcm": _lcm, "larger": _larger, "solve": _solve,
-    "sequence": _sequence, "percent": _percent, "share": _share, "minutes": _minutes,
+    "add": _add,
+    "subtract": _subtract,
+    "multiply": _multiply,
+    "divide": _divide,
+    "remainder": _remainder,
+    "gcd": _gcd,
+    "lcm": _lcm,
+    "larger": _larger,
+    "solve": _solve,
+    "sequence": _sequence,
+    "percent": _percent,
+    "share": _share,
+    "minutes": _minutes,
 }
 
 
@@ -164,10 +188,38 @@ def brackets(rng: random.Random) -> Problem:
     return Problem("brackets", tuple(opened), f"Close: {' '.join(opened)} A: ", closing)
 
 
-NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "James",
-         "Karen", "Lucas", "Maria", "Nora", "Oscar", "Paul", "Rosa", "Simon", "Tina", "Victor")
-PLACES = ("the market", "the school", "the station", "the library", "the office", "the garden",
-          "the bank", "the museum")
+NAMES = (
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Emma",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Irene",
+    "James",
+    "Karen",
+    "Lucas",
+    "Maria",
+    "Nora",
+    "Oscar",
+    "Paul",
+    "Rosa",
+    "Simon",
+    "Tina",
+    "Victor",
+)
+PLACES = (
+    "the market",
+    "the school",
+    "the station",
+    "the library",
+    "the office",
+    "the garden",
+    "the bank",
+    "the museum",
+)
 THINGS = ("a book", "a letter", "a key", "a ticket", "a map", "a coin", "a pen", "a cup of tea")
 VERBS = ("gave", "handed", "sent", "showed", "offered")
 
@@ -181,9 +233,12 @@ def names(rng: random.Random) -> Problem:
     first, second = rng.sample(NAMES, 2)
     giver, receiver = rng.sample((first, second), 2)
     place, thing, verb = rng.choice(PLACES), rng.choice(THINGS), rng.choice(VERBS)
-    return Problem("names", (first, second, giver, place, thing, verb),
-                   f"When {first} and {second} went to {place}, {giver} {verb} {thing} to",
-                   f" {receiver}.")
+    return Problem(
+        "names",
+        (first, second, giver, place, thing, verb),
+        f"When {first} and {second} went to {place}, {giver} {verb} {thing} to",
+        f" {receiver}.",
+    )
 
 
 def recall(rng: random.Random) -> Problem:
@@ -192,8 +247,9 @@ def recall(rng: random.Random) -> Problem:
     values = [rng.randint(0, 9) for _ in keys]
     asked = rng.randrange(len(keys))
     pairs = " ".join(f"{k}={v}" for k, v in zip(keys, values, strict=True))
-    return Problem("recall", (*keys, *values, asked), f"{pairs} ; {keys[asked]}? ",
-                   str(values[asked]))
+    return Problem(
+        "recall", (*keys, *values, asked), f"{pairs} ; {keys[asked]}? ", str(values[asked])
+    )
 
 
 def cloze(rng: random.Random, sentence: str) -> Problem | None:
@@ -212,12 +268,13 @@ def cloze(rng: random.Random, sentence: str) -> Problem | None:
     if not 6 <= len(words) <= 40 or not wide:
         return None
     gap = rng.choice(wide)
-    holed = " ".join((*words[:gap], "___", *words[gap + 1:]))
+    holed = " ".join((*words[:gap], "___", *words[gap + 1 :]))
     return Problem("cloze", (holed,), f"Fill: {holed} A: ", words[gap])
 
 
-def problems(draw: Callable[[random.Random], Problem], seed: int,
-             wanted: str = "evaluation") -> Iterator[Problem]:
+def problems(
+    draw: Callable[[random.Random], Problem], seed: int, wanted: str = "evaluation"
+) -> Iterator[Problem]:
     """Yields endless problems of one part.
 
     Args:
