@@ -1,5 +1,6 @@
 """The recipe of the tiny model: it learns, it resumes bit for bit, it never sees held-out text."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -22,6 +23,8 @@ from qlab.models.transformer import Config, Transformer  # noqa: E402
 from training import export, fast, muon, train  # noqa: E402
 
 SMALL = Config(64, 32, 48, 2, 4, 2, 8, max_position_embeddings=16, tie_word_embeddings=True)
+
+THIN = dataclasses.replace(SMALL, num_hidden_layers=1)  # compiles faster
 
 
 def small_data(seed: int = 0) -> train.Data:
@@ -47,18 +50,18 @@ def one_device(monkeypatch):
 
 
 def test_loss_falls_and_a_resumed_run_is_bit_identical(tmp_path, one_device):
-    whole = list(train.run(small_data(), 12, tmp_path / "whole", config=SMALL))
+    whole = list(train.run(small_data(), 12, tmp_path / "whole", config=THIN))
     assert [r["step"] for r in whole] == list(range(1, 13))
     assert whole[-1]["loss"] < whole[0]["loss"] - 0.3
     assert whole[-1]["rate"] < 0.2
-    parts = list(train.run(small_data(), 12, tmp_path / "parts", config=SMALL, stop=5))
-    parts += train.run(small_data(), 12, tmp_path / "parts", config=SMALL)
+    parts = list(train.run(small_data(), 12, tmp_path / "parts", config=THIN, stop=5))
+    parts += train.run(small_data(), 12, tmp_path / "parts", config=THIN)
     assert [r["loss"] for r in parts] == [r["loss"] for r in whole]
     with (
         np.load(train.checkpoints(tmp_path / "whole")[-1]) as a,
         np.load(train.checkpoints(tmp_path / "parts")[-1]) as b,
     ):
-        assert a.files == b.files and len(a.files) > 30
+        assert a.files == b.files and len(a.files) > 20
         for name in a.files:
             if name != "seconds":
                 assert a[name].tobytes() == b[name].tobytes(), name
