@@ -7,6 +7,7 @@ total and still cool down. Speed on CPU comes from `training.fast`.
 """
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -85,6 +86,7 @@ def loss(model: Transformer, rows: jax.Array) -> jax.Array:
     )
 
 
+@functools.cache
 def make_step(mesh: jax.sharding.Mesh):
     """Returns the compiled `step(state, rows, share) -> (state, loss)`; the batch is split over
     the mesh, and so is Muon's orthogonalisation.
@@ -105,6 +107,7 @@ def make_step(mesh: jax.sharding.Mesh):
     return jax.jit(mapped, donate_argnums=0)
 
 
+@functools.cache
 def make_held_out(mesh: jax.sharding.Mesh):
     """Returns the compiled `held_out(model, rows) -> loss`."""
     mapped = jax.shard_map(
