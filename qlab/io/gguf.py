@@ -1,8 +1,10 @@
-"""GGUF, llama.cpp's file: a header of named values, a list of tensors, then their blocks, read here by memory map.
+"""GGUF, llama.cpp's file: a header of named values, a list of tensors, then their blocks, read here
+by memory map.
 
-`read` -> metadata and raw tensors; `decode` -> the float32 numbers of raw blocks, bit for bit ggml's; `to_qtensor` -> the
-same blocks as a `QTensor`, nothing rounded. A block is drawn as the C struct it is (`BLOCKS`; source: ggml-common.h, file
-format: ggml/docs/gguf.md). Not here: writing files, the k-quants, and which tensor belongs where in a model.
+`read` -> metadata and raw tensors; `decode` -> the float32 numbers of raw blocks, bit for bit
+ggml's; `to_qtensor` -> the same blocks as a `QTensor`, nothing rounded. A block is drawn as the C
+struct it is (`BLOCKS`; source: ggml-common.h, file format: ggml/docs/gguf.md). Not here: writing
+files, the k-quants, and which tensor belongs where in a model.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from qlab.specs import SPECS
 #   qs[j]      low nibble: weight j           high nibble: weight j + 16
 #   qh bit i   the fifth, highest bit of weight i
 #              +---------+---------+--------+----------+
-#   Q5_1       | d  f16  | m  f16  | qh u32 | qs[16]   |   x = d·q + m            24 bytes, 6 bits a weight
+#   Q5_1       | d  f16  | m  f16  | qh u32 | qs[16]   |   x = d·q + m   24 bytes
 #              +---------+---------+--------+----------+
 _QS = ("qs", "u1", (16,))
 BLOCKS: dict[str, tuple[int, np.dtype]] = {
@@ -39,7 +41,8 @@ BLOCKS: dict[str, tuple[int, np.dtype]] = {
     "Q5_1": (32, np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "<u4"), _QS])),  # d·q + m 24
     "Q8_0": (32, np.dtype([("d", "<f2"), ("qs", "i1", (32,))])),  #        d·q           34
 }
-# Subtracted from a stored code before the scale multiplies it; 0 where the block has a minimum m instead.
+# Subtracted from a stored code before the scale multiplies it; 0 where the block has a minimum m
+# instead.
 _MIDDLE = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "Q4_1": 0, "Q5_1": 0}
 FLOATS = ("F32", "F16", "BF16")
 # Numbers of the types in a file: enum ggml_type of ggml.h.
@@ -55,7 +58,9 @@ _SCALARS |= {10: "<Q", 11: "<q", 12: "<d"}
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: `raw` is (rows, bytes) uint8 in the memory map; `shape` ends with the columns."""
+    """One tensor of a file: `raw` is (rows, bytes) uint8 in the memory map; `shape` ends with the
+    columns.
+    """
 
     name: str
     type: str
@@ -76,19 +81,20 @@ class File:
 
 
 def read(path: str | os.PathLike) -> File:
-    """Reads the header of a GGUF file and maps its tensors; no weight is touched until it is decoded.
+    """Reads the header of a GGUF file and maps its tensors; no weight is touched until it is
+    decoded.
 
     Args:
         path: a GGUF file, version 2 or 3, little-endian.
 
     Raises:
-        ValueError: the file is not GGUF, ends before what its header promises, or holds a tensor of a type
-            that `decode` does not know (the sentence names it).
+        ValueError: the file is not GGUF, ends before what its header promises, or holds a tensor
+            of a type that `decode` does not know (the sentence names it).
 
     Example:
-        >>> file = read("model.gguf")                          # doctest: +SKIP
-        >>> file.metadata["general.architecture"], file.tensors["blk.0.attn_q.weight"].type   # doctest: +SKIP
-        ('llama', 'Q4_1')
+        >>> file = read("model.gguf")   # doctest: +SKIP
+        >>> file.tensors["blk.0.attn_q.weight"].type   # doctest: +SKIP
+        'Q4_1'
     """
     path = Path(path)
     if path.stat().st_size < 24:
@@ -117,9 +123,11 @@ def _tensors(cursor: _Cursor, count: int, alignment: Any) -> dict[str, Tensor]:
     for _ in range(count):
         name, n_axes = cursor.text(), cursor.scalar("<I")
         if n_axes > 4:
-            raise ValueError(f"{cursor.path}: tensor {name!r} has {n_axes} axes; ggml has 4 at most")
-        shape = tuple(cursor.scalar("<Q") for _ in range(n_axes))[::-1]  # the file's first is columns
-        entries.append((name, shape or (1,), cursor.scalar("<I"), cursor.scalar("<Q")))
+            raise ValueError(
+                f"{cursor.path}: tensor {name!r} has {n_axes} axes; ggml has 4 at most"
+            )
+        axes = [cursor.scalar("<Q") for _ in range(n_axes)] or [1]  # columns come first
+        entries.append((name, tuple(axes[::-1]), cursor.scalar("<I"), cursor.scalar("<Q")))
     start = -(-cursor.at // alignment) * alignment
     found: dict[str, Tensor] = {}
     for name, shape, type_id, offset in entries:
@@ -132,11 +140,14 @@ def _tensors(cursor: _Cursor, count: int, alignment: Any) -> dict[str, Tensor]:
 def _tensor(cursor: _Cursor, name: str, shape: tuple, type_id: int, start: int) -> Tensor:
     kind = _TYPE_IDS.get(type_id, f"number {type_id}")
     if kind not in BLOCKS:
-        raise ValueError(f"{cursor.path}: tensor {name!r} has type {kind}; read are {', '.join(BLOCKS)}")
+        raise ValueError(
+            f"{cursor.path}: tensor {name!r} has type {kind}; read are {', '.join(BLOCKS)}"
+        )
     size, block = BLOCKS[kind]
     if shape[-1] % size:
         raise ValueError(
-            f"{cursor.path}: tensor {name!r} has {shape[-1]} columns, no multiple of {kind}'s {size}"
+            f"{cursor.path}: tensor {name!r} has {shape[-1]} columns, "
+            f"no multiple of {kind}'s {size}"
         )
     rows, row_bytes = 1, shape[-1] // size * block.itemsize
     for n in shape[:-1]:
@@ -221,7 +232,8 @@ def decode(raw: np.ndarray, type: str) -> np.ndarray:
 
 
 def to_qtensor(raw: np.ndarray, type: str) -> QTensor:
-    """The same blocks as a QTensor of `SPECS[type.lower()]`: codes, scales and minima as stored, nothing rounded.
+    """The same blocks as a QTensor of `SPECS[type.lower()]`: codes, scales and minima as stored,
+    nothing rounded.
 
     Args:
         raw: (rows, bytes) uint8.
@@ -268,7 +280,9 @@ def _blocks(raw: np.ndarray, type: str) -> np.ndarray:
 
 
 def _codes(blocks: np.ndarray, type: str) -> np.ndarray:
-    """Stored codes of every weight, (rows, blocks, 32) uint8; a two's-complement int8 becomes int8 + 128."""
+    """Stored codes of every weight, (rows, blocks, 32) uint8; a two's-complement int8 becomes int8
+    + 128.
+    """
     if type == "Q8_0":
         return blocks["qs"].view(np.uint8) ^ np.uint8(128)
     q = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=-1)

@@ -1,0 +1,30 @@
+"""Models: the Llama family, where its weights come from, and what is done to it as a whole."""
+
+from qlab.models.channels import dither, grid_study, scale_channels, with_outliers
+from qlab.models.generate import generate
+from qlab.models.load import load
+from qlab.models.quantize import quantize_model
+from qlab.models.report import LayerReport, Report
+from qlab.models.surgery import dense, linears, map_linears
+from qlab.models.tokenizer import Tokenizer
+from qlab.models.transformer import Config, Label, Linear, Transformer
+
+__all__ = [
+    "Config",
+    "Label",
+    "LayerReport",
+    "Linear",
+    "Report",
+    "Tokenizer",
+    "Transformer",
+    "dense",
+    "dither",
+    "generate",
+    "grid_study",
+    "linears",
+    "load",
+    "map_linears",
+    "quantize_model",
+    "scale_channels",
+    "with_outliers",
+]

@@ -1,7 +1,9 @@
-"""What the Llama family's files look like, as literals: config keys, tensor names, and who feeds whom.
+"""What the Llama family's files look like, as literals: config keys, tensor names, and who feeds
+whom.
 
-A `Transformer` is assembled from a dictionary of tensors under its own paths (`layers.3.self_attn.q_proj.weight`), which
-are the hub's names without the leading `model.`; a GGUF file's names translate by `GGUF_NAMES`. Not here: opening files.
+A `Transformer` is assembled from a dictionary of tensors under its own paths
+(`layers.3.self_attn.q_proj.weight`), which are the hub's names without the leading `model.`; a GGUF
+file's names translate by `GGUF_NAMES`. Not here: opening files.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from qlab.qtensor import QTensor
 
 
 class Feed(NamedTuple):
-    """`feeder`'s output channels are the input channels of `consumers`, up to functions that commute with a scale.
+    """`feeder`'s output channels are the input channels of `consumers`, up to functions that
+    commute with a scale.
 
-    So feeder rows / c and consumer columns · c leave the model's function as it was. With `by_kv_head`, one
-    feeding channel reaches the same channel of every query head that shares its key-value head.
+    So feeder rows / c and consumer columns · c leave the model's function as it was. With
+    `by_kv_head`, one feeding channel reaches the same channel of every query head that shares its
+    key-value head.
     """
 
     feeder: str
@@ -40,7 +44,8 @@ class Feed(NamedTuple):
     by_kv_head: bool = False
 
 
-# v -> o: attention averages over time, channel by channel. up -> down: up is a factor of the gated product.
+# v -> o: attention averages over time, channel by channel. up -> down: up is a factor of the gated
+# product.
 FEEDS = (
     Feed("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     Feed("self_attn.v_proj", ("self_attn.o_proj",), by_kv_head=True),
@@ -78,8 +83,8 @@ def hub_config(facts: Mapping[str, Any]) -> Config:
     """A `Config` from a hub's `config.json`.
 
     Raises:
-        ValueError: another architecture, scaled rotary positions, another activation, or a checkpoint that is
-            already quantized: each by its name.
+        ValueError: another architecture, scaled rotary positions, another activation, or a
+            checkpoint that is already quantized: each by its name.
     """
     kind = facts.get("model_type")
     if kind not in HUB_TYPES:
@@ -90,9 +95,13 @@ def hub_config(facts: Mapping[str, Any]) -> Config:
     rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
-        raise ValueError(f"rope_scaling {rope_type!r} is not supported; only plain rotary positions")
+        raise ValueError(
+            f"rope_scaling {rope_type!r} is not supported; only plain rotary positions"
+        )
     if facts.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act {facts['hidden_act']!r} is not supported; the family's is 'silu'")
+        raise ValueError(
+            f"hidden_act {facts['hidden_act']!r} is not supported; the family's is 'silu'"
+        )
     heads = facts["num_attention_heads"]
     return Config(
         vocab_size=facts["vocab_size"],
@@ -177,7 +186,8 @@ def gguf_path(name: str) -> str:
 def half_split_rows(heads: int, rows: int) -> np.ndarray:
     """The row order that undoes GGUF's interleaving of rotary pairs in q and k.
 
-    llama.cpp turns rows (2i, 2i + 1) of a head together, the hub (i, i + d/2); `w[order]` is the hub's.
+    llama.cpp turns rows (2i, 2i + 1) of a head together, the hub (i, i + d/2); `w[order]` is the
+    hub's.
 
     Args:
         heads: query heads for q, key-value heads for k.
@@ -191,11 +201,13 @@ def assemble(config: Config, tensors: Mapping[str, Any], label: Label | None = N
 
     Args:
         config: the model's facts.
-        tensors: by path with `.weight` or `.bias` at the end: float arrays (made float32) or QTensors.
+        tensors: by path with `.weight` or `.bias` at the end: float arrays (made float32) or
+            QTensors.
         label: the model's name, tokenizer and notes.
 
     Raises:
-        ValueError: a tensor is missing, unknown, of another shape than the config says, or holds NaN or Inf.
+        ValueError: a tensor is missing, unknown, of another shape than the config says, or holds
+            NaN or Inf.
     """
     c, parts = config, _Parts(tensors)
     if c.tie_word_embeddings:

@@ -1,8 +1,9 @@
 """Scaling channels inside a model without changing its function: (W diag c)(x / c) = W x.
 
-Whatever feeds a linear (a norm's gain, the rows of another linear: `architectures.FEEDS`) takes 1 / c, the linear's input
-columns take c. With c = exp(N(0, 0.1)) it breaks a grid that weights already lie on (`dither`); with a few c = 1/50 it makes
-activation outliers (`with_outliers`). SmoothQuant and AWQ fold their factors through the same function.
+Whatever feeds a linear (a norm's gain, the rows of another linear: `architectures.FEEDS`) takes 1 /
+c, the linear's input columns take c. With c = exp(N(0, 0.1)) it breaks a grid that weights already
+lie on (`dither`); with a few c = 1/50 it makes activation outliers (`with_outliers`). SmoothQuant
+and AWQ fold their factors through the same function.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ def feeders(model: Transformer) -> dict[str, int]:
 
 
 def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Transformer:
-    """A new model, same function: each feeder's outputs divided by c, its consumers' input columns times c.
+    """A new model, same function: each feeder's outputs divided by c, its consumers' input columns
+    times c.
 
     Args:
         model: any model; QTensors that a factor touches become float32.
-        factors: c (channels,) by feeder path, as `feeders` lists them; products are taken in float64.
+        factors: c (channels,) by feeder path, as `feeders` lists them; products are taken in
+            float64.
 
     Raises:
         ValueError: a path that feeds nothing, or a factor of another length.
@@ -51,7 +54,9 @@ def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Tra
     known = feeders(model)
     for path, c in factors.items():
         if path not in known:
-            raise ValueError(f"{path!r} feeds no linear; the first that does is {next(iter(known))!r}")
+            raise ValueError(
+                f"{path!r} feeds no linear; the first that does is {next(iter(known))!r}"
+            )
         if np.shape(c) != (known[path],):
             raise ValueError(f"{path!r} has {known[path]} channels, its factor {np.shape(c)}")
     new = jax.tree.map(lambda leaf: leaf, model)  # fresh modules, shared arrays
@@ -69,7 +74,9 @@ def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Tra
 
 
 def _input_channels(feed: Feed, c: np.ndarray, config: Config) -> np.ndarray:
-    """A feeder's factor in the order of its consumers' columns: (kv_heads · d,) -> (heads · d,) for v -> o."""
+    """A feeder's factor in the order of its consumers' columns: (kv_heads · d,) -> (heads · d,)
+    for v -> o.
+    """
     c = np.asarray(c, np.float64)
     if not feed.by_kv_head:
         return c
@@ -97,7 +104,8 @@ def _rescale(part: Linear | RMSNorm, rows: np.ndarray | None, columns: np.ndarra
 
 
 def dither(model: Transformer, seed: int = 0, sigma: float = SIGMA) -> Transformer:
-    """Moves weights off any grid they lie on, keeping the function: every linear's input channels times exp(N(0, σ)).
+    """Moves weights off any grid they lie on, keeping the function: every linear's input channels
+    times exp(N(0, σ)).
 
     Args:
         model: a model whose weights were stored in few bits.
@@ -113,7 +121,8 @@ def dither(model: Transformer, seed: int = 0, sigma: float = SIGMA) -> Transform
 def with_outliers(
     model: Transformer, seed: int = 0, gain: float = 50.0, share: float = 0.005
 ) -> Transformer:
-    """Activation outliers as large models have them, constructed: a few norm gains times `gain`, the function kept.
+    """Activation outliers as large models have them, constructed: a few norm gains times `gain`,
+    the function kept.
 
     Args:
         model: any model.
@@ -137,10 +146,12 @@ def grid_study(
     every: int = 5,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """How much a grid in the weights flatters rounding: relative error of RTN, asymmetric in blocks of 32.
+    """How much a grid in the weights flatters rounding: relative error of RTN, asymmetric in
+    blocks of 32.
 
     Args:
-        stored, dithered: the same model, as its file has it and off the grid.
+        stored: a model as its file has it.
+        dithered: the same model off the grid.
         bits: widths to try.
         every: take each such layer only.
         seed: of the Gaussian weights beside them.

@@ -1,26 +1,31 @@
-"""Reading a folder in the hub's layout: config.json, safetensors (one file or sharded), tokenizer.json.
+"""Reading a folder in the hub's layout: config.json, safetensors (one file or sharded),
+tokenizer.json.
 
-`read_folder` makes a model of it; `fetch` gets a hub id's folder through huggingface_hub. Not here: names, our own
-artifacts and GGUF files (`load`).
+`read_folder` makes a model of it; `fetch` gets a hub id's folder through huggingface_hub. Not here:
+names, our own artifacts and GGUF files (`load`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from safetensors import SafetensorError, safe_open
 
+from qlab.io.safetensors import read_json, read_safetensors
 from qlab.models.architectures import assemble, hub_biases, hub_config
 from qlab.models.tokenizer import Tokenizer, from_json
 from qlab.models.transformer import Label, Transformer
 
 # All that a model needs; neither pickled weights nor other frameworks' copies are fetched.
-WANTED = ("config.json", "generation_config.json", "tokenizer*.json", "*.safetensors", "*.index.json")
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "*.safetensors",
+    "*.index.json",
+)
 
 
 def fetch(name: str) -> Path:
@@ -36,8 +41,9 @@ def fetch(name: str) -> Path:
     except Exception as error:  # the client's errors come from several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConnectionError(
-            f"the model {name!r} could not be fetched from the hub ({type(error).__name__}: {reason}); "
-            "check the name and the connection, or give a local folder"
+            f"the model {name!r} could not be fetched from the hub "
+            f"({type(error).__name__}: {reason}); check the name and the "
+            "connection, or give a local folder"
         ) from None
 
 
@@ -76,7 +82,9 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
 
 
 def read_tensors(folder: Path) -> dict[str, jax.Array]:
-    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists."""
+    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json`
+    lists.
+    """
     index = folder / "model.safetensors.index.json"
     if index.exists():
         listed: dict[str, str] = read_json(index).get("weight_map", {})
@@ -94,43 +102,21 @@ def read_tensors(folder: Path) -> dict[str, jax.Array]:
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, jax.Array]:
-    """The tensors of one file, in the dtypes it stores.
-
-    Raises:
-        ValueError: the file is missing, truncated or damaged.
-    """
-    if not path.exists():
-        raise ValueError(f"the shard {path} is missing")
-    try:
-        with safe_open(path, framework="flax") as file:
-            return {key: jnp.asarray(file.get_tensor(key)) for key in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; a clear sentence where there is none."""
-    if not path.exists():
-        raise ValueError(f"{path.parent} has no {path.name}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return found
-
-
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer with the ids that its configs call end and begin; None without a tokenizer.json."""
+    """The folder's tokenizer with the ids that its configs call end and begin; None without a
+    tokenizer.json.
+    """
     if not (folder / "tokenizer.json").exists():
         return None
     ids: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):  # the later one decides
         if (folder / name).exists():
             facts = read_json(folder / name)
-            ids |= {key: facts[key] for key in ("eos_token_id", "bos_token_id") if facts.get(key) is not None}
+            ids |= {
+                key: facts[key]
+                for key in ("eos_token_id", "bos_token_id")
+                if facts.get(key) is not None
+            }
     eos = ids.get("eos_token_id", ())
     return from_json(
         folder / "tokenizer.json", (eos,) if isinstance(eos, int) else eos, ids.get("bos_token_id")

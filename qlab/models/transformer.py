@@ -1,9 +1,11 @@
-"""The Llama family in one file: x ← x + Attention(RMSNorm(x)), x ← x + MLP(RMSNorm(x)), thirty times over.
+"""The Llama family in one file: x ← x + Attention(RMSNorm(x)), x ← x + MLP(RMSNorm(x)), thirty
+times over.
 
-A model is a flax nnx module and therefore a pytree: `jax.jit`, `vmap`, `grad` and `tree_map` take it as it is. Every matrix
-that quantization touches is a `Linear` whose weight is an array or a `QTensor`, under the path it has on the hub
-(`layers.3.self_attn.q_proj`); q, k, v and gate, up stay separate. Not here: where weights come from (`load`), sampling
-(`generate`), replacing layers (`surgery`). Touvron et al. 2023, arXiv 2302.13971; RoPE: arXiv 2104.09864; GQA: arXiv 2305.13245.
+A model is a flax nnx module and therefore a pytree: `jax.jit`, `vmap`, `grad` and `tree_map` take
+it as it is. Every matrix that quantization touches is a `Linear` whose weight is an array or a
+`QTensor`, under the path it has on the hub (`layers.3.self_attn.q_proj`); q, k, v and gate, up stay
+separate. Not here: where weights come from (`load`), sampling (`generate`), replacing layers
+(`surgery`). Touvron et al. 2023, arXiv 2302.13971; RoPE: arXiv 2104.09864; GQA: arXiv 2305.13245.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from flax import nnx
 
 from qlab.qtensor import QTensor, dequantize
 
-# Products of float32 stay float32 on every device; a GPU or TPU would otherwise round the operands first.
+# Products of float32 stay float32 on every device; a GPU or TPU would otherwise round the operands
+# first.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -42,7 +45,8 @@ class Config:
 
 @dataclasses.dataclass
 class Label:
-    """What travels with a model and never changes what it computes: name, tokenizer, report, notes, provenance.
+    """What travels with a model and never changes what it computes: name, tokenizer, report,
+    notes, provenance.
 
     All labels are equal, so two models that differ only in their labels share one compiled program.
     """
@@ -115,7 +119,9 @@ def rotate(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
 
 
 class Cache(nnx.Module):
-    """The keys and values of one layer, up to a fixed length; rows past the current position are zeros."""
+    """The keys and values of one layer, up to a fixed length; rows past the current position are
+    zeros.
+    """
 
     def __init__(self, keys: jax.Array, values: jax.Array):
         self.keys = nnx.data(keys)  # (batch, length, kv_heads, head_dim)
@@ -127,8 +133,43 @@ class Cache(nnx.Module):
         return Cache(put(self.keys, keys, start, axis=1), put(self.values, values, start, axis=1))
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
+    """softmax(q kᵀ / √d) v for every head, the softmax over the `allowed` keys.
+
+    Args:
+        q: (batch, time, heads, d).
+        k: (batch, seen, kv_heads, d); each serves heads / kv_heads neighbouring queries.
+        v: as `k`.
+        allowed: (time, seen) bool.
+
+    Returns:
+        (batch, time, heads, d).
+    """
+    batch, time, _, d = q.shape
+    seen, kv_heads = k.shape[1:3]
+
+    def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """One key-value head of one sequence: (group, time, d), (seen, d), (seen, d)."""
+        score = jnp.matmul(q.reshape(-1, d), k.T, precision=PRECISION) / d**0.5
+        score = jnp.where(allowed, score.reshape(-1, time, seen), -jnp.inf)
+        weight = jax.nn.softmax(score, axis=-1).reshape(-1, seen)
+        return jnp.matmul(weight, v, precision=PRECISION).reshape(q.shape)
+
+    q = q.reshape(batch, time, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch * kv_heads, -1, time, d)
+    k, v = (x.transpose(0, 2, 1, 3).reshape(batch * kv_heads, seen, d) for x in (k, v))
+    # XLA's batched products are slow on a CPU: there one head after another takes a quarter of the
+    # time.
+    y = jax.lax.platform_dependent(
+        q, k, v, cpu=lambda *heads: jax.lax.map(lambda x: one(*x), heads), default=jax.vmap(one)
+    )
+    return y.reshape(batch, -1, time, d).transpose(0, 2, 1, 3)
+
+
 class Attention(nnx.Module):
-    """Causal attention; each of `kv_heads` keys serves heads / kv_heads queries (grouped-query attention)."""
+    """Causal attention; each of `kv_heads` keys serves heads / kv_heads queries (grouped-query
+    attention).
+    """
 
     def __init__(
         self, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear, config: Config
@@ -149,11 +190,7 @@ class Attention(nnx.Module):
             cache = cache.write(k, v, start)
             k, v = cache.keys, cache.values
             seen = jnp.arange(k.shape[1])
-        q = q.reshape(batch, time, k.shape[2], -1, self.head_dim)  # (batch, time, kv, group, d)
-        score = jnp.einsum("btkgd,bskd->bkgts", q, k, precision=PRECISION) / self.head_dim**0.5
-        score = jnp.where(seen <= position[:, None], score, -jnp.inf)
-        weight = jax.nn.softmax(score, axis=-1)  # (batch, kv, group, time, seen)
-        y = jnp.einsum("bkgts,bskd->btkgd", weight, v, precision=PRECISION)
+        y = attend(q, k, v, seen <= position[:, None])
         return self.o_proj(y.reshape(batch, time, -1)), cache
 
 
@@ -186,8 +223,10 @@ class Block(nnx.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), cache
 
 
-# All layers of a model have one structure, so they share this one compiled program: compile time does not grow with depth.
+# All layers of a model have one structure, so they share this one compiled program: compile time
+# does not grow with depth.
 _run = jax.jit(lambda block, x, start, cache: block(x, start, cache))
+_read_out = jax.jit(lambda head, hidden: head(hidden))
 
 
 class Transformer(nnx.Module):
@@ -227,17 +266,17 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores of every token of the vocabulary, (..., vocab) float32."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden)
-        return jnp.matmul(hidden, as_array(self.embed_tokens.weight).T, precision=PRECISION)
+        return _read_out(self.lm_head or Linear(self.embed_tokens.weight), hidden)
 
     def step(self, tokens: jax.Array, start: jax.Array, caches: list[Cache]):
-        """Run `tokens` (batch, time) at positions `start …` against the caches: (logits, new caches)."""
+        """Run `tokens` (batch, time) at positions `start …` against the caches: (hidden states,
+        new caches).
+        """
         x, new = self.embed_tokens(tokens), []
         for block, cache in zip(self.layers, caches, strict=True):
             x, cache = _run(block, x, start, cache)
             new.append(cache)
-        return self.logits(self.norm(x)), new
+        return self.norm(x), new
 
     def caches(self, batch: int, length: int) -> list[Cache]:
         """Empty caches for `length` positions, one a layer."""
@@ -262,7 +301,9 @@ class Transformer(nnx.Module):
 
     @staticmethod
     def init(config: Config, key: jax.Array) -> Transformer:
-        """Random weights: normal with standard deviation 0.02, residual outputs smaller by √(2·layers)."""
+        """Random weights: normal with standard deviation 0.02, residual outputs smaller by
+        √(2·layers).
+        """
 
         def matrix(out: int, inner: int, std: float, bias: bool) -> Linear:
             nonlocal key
@@ -274,7 +315,9 @@ class Transformer(nnx.Module):
 
 
 def build(config: Config, matrix: Any) -> Transformer:
-    """The skeleton, filled by `matrix(out, in, std, bias) -> Linear`, called in forward order; norm gains are ones."""
+    """The skeleton, filled by `matrix(out, in, std, bias) -> Linear`, called in forward order;
+    norm gains are ones.
+    """
     c = config
     small = 0.02 / (2 * c.num_hidden_layers) ** 0.5
     wide, narrow = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
