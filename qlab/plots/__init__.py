@@ -1,0 +1,24 @@
+"""Pictures: pure functions from numbers to a matplotlib `Figure`, in one style.
+
+A figure's label (`figure.get_label()`) is its alternative text, in words and with the numbers.
+`save` writes SVG, PNG and that text side by side. Nothing here opens a window; matplotlib loads
+when the first picture is drawn.
+"""
+
+from qlab.plots.bars import paired_bars
+from qlab.plots.grids import grid_study, weights_on_grid
+from qlab.plots.quality import continuations, size_quality
+from qlab.plots.style import COLOURS, png, save
+from qlab.plots.training import training_curve
+
+__all__ = [
+    "COLOURS",
+    "continuations",
+    "grid_study",
+    "paired_bars",
+    "png",
+    "save",
+    "size_quality",
+    "training_curve",
+    "weights_on_grid",
+]
