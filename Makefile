@@ -21,7 +21,7 @@ install: $(STAMP)  ## make .venv and install qlab with the lab and the tests
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "qlab needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+	  echo "qlab needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 	       "Name another one: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,dev]'
@@ -51,7 +51,7 @@ format: $(STAMP)  ## sort imports, fix what ruff can fix, lay the code out
 
 check: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean-cache: $(STAMP)  ## delete the cache folder: downloads, compiled programs, statistics
 	@$(BIN)/python -c 'import shutil; from qlab.cache import cache_dir; f = cache_dir(); shutil.rmtree(f); print("deleted", f)'
