@@ -1,4 +1,4 @@
-"""Every picture is drawn from plain numbers, says itself in words, and is the same bytes each time."""
+"""Every picture is drawn from plain numbers, says itself in words, and has the same bytes twice."""
 
 import subprocess
 import sys

@@ -46,7 +46,7 @@ def compare(rows: Sequence[Evaluation], *, show: bool = True) -> Comparison:
         check_comparable(rows[0], row)
     table = Comparison(rows)
     if show and not _in_notebook():
-        print(table)
+        table.print()
     return table
 
 
@@ -135,9 +135,20 @@ class Comparison:
             parts.append("")
         return "\n".join(parts + [f"* {note}" for note in self.notes()]) + "\n"
 
-    def __rich__(self) -> Any:
+    def print(self, console: Any = None) -> None:
+        """Prints table and notes to a rich console; the table is never squeezed, notes are wrapped."""
+        from rich.console import Console
+        from rich.text import Text
+
+        console = console or Console()
+        table = self._table()
+        width = max(console.width, console.measure(table).maximum)
+        console.print(table, width=width, crop=False, soft_wrap=True)
+        for note in self.notes():
+            console.print(Text(f"· {note}", style="dim"))
+
+    def _table(self) -> Any:
         from rich import box
-        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -149,15 +160,14 @@ class Comparison:
             for cells in self.lines(score.name):
                 table.add_row("  " + cells[0], *cells[1:])
             table.add_section()
-        return Group(table, *(Text(f"· {note}", style="dim") for note in self.notes()))
+        return table
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=_width(), file=io.StringIO(), record=True)
-        console.print(self)
-        said = console.export_text(styles=False)
-        return "\n".join(line.rstrip() for line in said.strip("\n").splitlines())
+        out = io.StringIO()
+        self.print(Console(width=100, file=out, color_system=None))
+        return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
 
     def __repr__(self) -> str:
         return f"<Comparison of {len(self.rows)} rows on {identity(self.rows[0])['texts']}>"
@@ -232,9 +242,3 @@ def _in_notebook() -> bool:
         and "kernel" in here.config.get("IPKernelApp", {}).get("name", "")
         or (here is not None and type(here).__name__ == "ZMQInteractiveShell")
     )
-
-
-def _width() -> int:
-    import shutil
-
-    return max(shutil.get_terminal_size((120, 24)).columns, 110)

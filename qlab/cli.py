@@ -1,0 +1,305 @@
+"""The command `qlab`: the library's calls from a shell; tables, progress, errors of one sentence.
+
+Each command imports what it needs when it runs. Compiled programs are kept in the cache folder, so
+a second run starts quickly; `import qlab` alone does not switch that on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="A laboratory for LLM quantization. Begin with [bold]qlab demo[/].",
+)
+console = Console()
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="'tiny', 'smollm2-135m', a hub id such as org/model, a folder, or a .gguf file."
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text", "-t", help="english, code, math, korean, or a file; may be given several times."
+    ),
+]
+Tokens = Annotated[int | None, typer.Option(help="Tokens of each text; default: all of it.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")]
+
+
+@app.callback()
+def _start(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the whole traceback of an error.")
+    ] = False,
+) -> None:
+    keep_compiled_programs()
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what XLA compiles in the cache folder, unless the environment already says where."""
+    import jax
+
+    from qlab.cache import cache_dir
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="The model to round.")] = "smollm2-135m",
+    tokens: Annotated[int, typer.Option(help="Tokens of each of the two texts.")] = 2048,
+    json_file: Json = None,
+    figures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("figures"),
+) -> None:
+    """Load a real model, round it at six precisions, print what was lost, with error bars."""
+    from qlab.demo import demo
+
+    demo(model, tokens, json_file, figures, console)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    reference: Annotated[
+        str | None, typer.Option(help="Compare with this model: KL divergence, same top-1.")
+    ] = None,
+    spec: Annotated[
+        list[str] | None,
+        typer.Option(help="Quantize first; the model as given is then the reference. Repeatable."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="How to quantize for --spec.")] = "rtn",
+    text: Texts = None,
+    tokens: Tokens = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="gptq (all positions) or llama.cpp (second halves).")
+    ] = "gptq",
+    json_file: Json = None,
+) -> None:
+    """Perplexity, bits per byte and divergence of a model on texts, with error bars.
+
+    Example: qlab evaluate tiny --spec int4_g64 --spec int2_g64 --text english --tokens 8192
+    """
+    import qlab
+
+    loaded = _load(model)
+    against = _load(reference) if reference else loaded if spec else None
+    settings: dict[str, Any] = {
+        "texts": _texts(text or ["english"]),
+        "tokens": tokens,
+        "context": context,
+        "protocol": protocol,
+        "progress": console.is_terminal,
+    }
+    rows = [qlab.evaluate(loaded, reference=against, **settings)]
+    for name in spec or []:
+        quantized = qlab.quantize_model(loaded, method, name, progress=console.is_terminal)
+        rows.append(qlab.evaluate(quantized, reference=against, name=name, **settings))
+    _show(qlab.compare(rows, show=False), json_file)
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="Files that `qlab evaluate --json` wrote.")],
+) -> None:
+    """Put rows measured at different times into one table; unlike rows are refused by name."""
+    import qlab
+    from qlab.evaluation import Evaluation
+
+    rows = []
+    for file in files:
+        found = json.loads(file.read_text())
+        if "rows" not in found:
+            raise ValueError(f"{file} is not a file that `qlab evaluate --json` wrote")
+        rows += [Evaluation.from_dict(row) for row in found["rows"]]
+    _show(qlab.compare(rows, show=False), None)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    spec: Annotated[str, typer.Option(help="A name in qlab.SPECS, such as int4_g64.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    method: Annotated[str, typer.Option(help="A name in qlab.METHODS.")] = "rtn",
+) -> None:
+    """Quantize a model's linear layers and save it.
+
+    Example: qlab quantize smollm2-135m --spec int4_g64 -o smollm2-int4
+    """
+    import qlab
+    from qlab.evaluation.memory import size
+
+    quantized = qlab.quantize_model(_load(model), method, spec, progress=console.is_terminal)
+    qlab.save(quantized, output)
+    cost = size(quantized).linears
+    console.print(quantized.report)
+    console.print(
+        f"wrote [bold]{output}[/]: {cost.bits_per_weight:.3f} bits a weight in the linears, "
+        f"{_bytes(cost.bytes_packed)} packed; look at it with [bold]qlab inspect {output}[/]",
+        highlight=False,
+    )
+
+
+@app.command()
+def inspect(model: Model) -> None:
+    """What is in a model: its shape, tensors by kind, sizes, how it was quantized."""
+    import dataclasses
+
+    from qlab.evaluation.memory import size
+
+    loaded = _load(model)
+    console.print(f"[bold]{loaded.name}[/]")
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for field in dataclasses.fields(loaded.config):
+        facts.add_row(field.name, str(getattr(loaded.config, field.name)))
+    if loaded.tokenizer is not None:
+        facts.add_row("tokenizer", repr(loaded.tokenizer))
+    console.print(facts)
+    console.print(_tensors(loaded))
+    cost = size(loaded)
+    for name, part in (("linears", cost.linears), ("embedding", cost.embedding)):
+        console.print(
+            f"{name}: {part.weights:,} weights, {part.bits_per_weight:.3f} bits each, "
+            f"{_bytes(part.bytes_packed)} packed, {_bytes(part.bytes_memory)} in memory",
+            highlight=False,
+        )
+    for note in loaded.notes:
+        console.print(f"· {note}", style="dim", markup=False)
+    for key, value in loaded.label.provenance.items():
+        console.print(f"{key}: {value}", style="dim", markup=False, highlight=False)
+    if loaded.report is not None:
+        console.print(loaded.report)
+
+
+def _tensors(model: Any) -> Table:
+    """One line for each kind of matrix: how many, their shape, how they are stored."""
+    from qlab.models.quantize import spec_name
+    from qlab.models.surgery import linears
+    from qlab.qtensor import QTensor, bits_per_weight
+
+    def stored(w: Any) -> tuple[str, str, str]:
+        if isinstance(w, QTensor):
+            return str(w.shape), spec_name(w.spec), f"{bits_per_weight(w):.3f}"
+        return str(w.shape), str(w.dtype), f"{8 * w.dtype.itemsize}"
+
+    kinds: dict[tuple[str, ...], int] = {}
+    matrices = [("embed_tokens", model.embed_tokens.weight)]
+    matrices += [(path.split(".")[-1], layer.weight) for path, layer in linears(model).items()]
+    if model.lm_head is not None:
+        matrices.append(("lm_head", model.lm_head.weight))
+    for kind, w in matrices:
+        key = (kind, *stored(w))
+        kinds[key] = kinds.get(key, 0) + 1
+    table = Table("matrix", "count", "(out, in)", "stored as", "bits a weight")
+    for (kind, shape, spec, bits), count in kinds.items():
+        table.add_row(kind, str(count), shape, spec, bits)
+    return table
+
+
+@app.command()
+def explain(
+    spec: Annotated[str, typer.Argument(help="A name in qlab.SPECS, such as nf4_double.")],
+) -> None:
+    """One sentence, the picture of the bits, and their sum, for a quantized format."""
+    import qlab
+    from qlab.models.quantize import as_spec
+
+    console.print(str(qlab.explain(as_spec(spec))), markup=False, highlight=False)
+
+
+@app.command()
+def lab(
+    arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to JupyterLab.")] = None,
+) -> None:
+    """Open the notebooks in JupyterLab."""
+    folder = _checkout("notebooks")
+    command = [sys.executable, "-m", "jupyter", "lab", str(folder), *(arguments or [])]
+    raise typer.Exit(subprocess.call(command))
+
+
+@app.command()
+def figures() -> None:
+    """Draw the figures of the documentation into figures/."""
+    raise typer.Exit(subprocess.call([sys.executable, str(_checkout("figures/make_figures.py"))]))
+
+
+def _checkout(part: str) -> Path:
+    """A file or folder of the repository, which an installed package does not carry."""
+    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        if (root / part).exists():
+            return root / part
+    raise ValueError(f"{part} is not here: run this inside a checkout of the repository")
+
+
+def _load(name: str) -> Any:
+    import qlab
+
+    with console.status(f"loading {name}"):
+        return qlab.load(name)
+
+
+def _texts(names: list[str]) -> dict[str, str]:
+    """Bundled texts by name, files by their path."""
+    from qlab.data import texts
+
+    found = {}
+    for name in names:
+        path = Path(name)
+        found[path.stem if path.is_file() else name] = (
+            path.read_text(encoding="utf-8") if path.is_file() else texts(name, "evaluation")
+        )
+    return found
+
+
+def _show(table: Any, json_file: Path | None) -> None:
+    table.print(console)
+    if json_file:
+        temporary = json_file.with_name(json_file.name + ".part")
+        temporary.write_text(table.to_json())
+        os.replace(temporary, json_file)
+        console.print(f"wrote [bold]{json_file}[/]", highlight=False)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns 0, or 2 after an error told in one sentence."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]  # accepted anywhere
+    try:
+        return int(app(args=given, prog_name="qlab", standalone_mode=False) or 0)
+    except (ValueError, OSError, NotImplementedError) as error:
+        if debug:
+            raise
+        said = " ".join(str(error).split())
+        Console(stderr=True, soft_wrap=True).print(said, style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # how typer says that the command line itself is wrong
+        if debug or not hasattr(error, "format_message"):
+            raise
+        said = f"{error.format_message()} See qlab --help."  # type: ignore[attr-defined]
+        Console(stderr=True, soft_wrap=True).print(said, style="red", markup=False, highlight=False)
+        return 2
