@@ -32,7 +32,7 @@ LAYERS = {
     "models": 5, "data": 5,
     "evaluation": 6,
     "plots": 7,
-    "widgets": 8, "cli": 8, "demo": 8, "__main__": 8,
+    "widgets": 8, "exercises": 8, "cli": 8, "demo": 8, "__main__": 8,
 }  # fmt: skip
 WITHIN = {
     ("formats", "arithmetic"),  # arithmetic is the floor

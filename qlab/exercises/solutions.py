@@ -1,0 +1,61 @@
+"""One right answer to every exercise: look here after you have tried.
+
+Plain JAX, without qlab, so that nothing is hidden.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def memory(parameters: float, bits: float) -> float:
+    """Gigabytes (10⁹ bytes) of a model's weights."""
+    return parameters * bits / 8 / 1e9
+
+
+def bits(code_bits: float, group: int, scale_bits: float) -> float:
+    """Bits per weight when every `group` weights share a scale."""
+    return code_bits + scale_bits / group
+
+
+def kv_cache(layers: int, kv_heads: int, head_dim: int, tokens: int, bits: float) -> float:
+    """Bytes of the keys and values of `tokens` tokens."""
+    return 2 * layers * kv_heads * head_dim * tokens * bits / 8
+
+
+def relative_error(w: jax.Array, w_hat: jax.Array) -> jax.Array:
+    """‖w − ŵ‖ / ‖w‖, and 0 where both are zero."""
+    size = jnp.linalg.norm(w)
+    return jnp.linalg.norm(w - w_hat) / jnp.where(size == 0, 1.0, size)
+
+
+def scale(w: jax.Array) -> jax.Array:
+    """One symmetric INT4 scale a row: (rows, columns) -> (rows, 1)."""
+    return jnp.abs(w).max(axis=-1, keepdims=True) / 7
+
+
+def codes(w: jax.Array, scale: jax.Array) -> jax.Array:
+    """The nearest INT4 code of every weight, -8 … 7; 0 where the scale is 0."""
+    return jnp.clip(jnp.round(w / jnp.where(scale == 0, 1.0, scale)), -8, 7)
+
+
+def zero_point(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scale and zero point of every row for the codes 0 … 15: two arrays (rows, 1)."""
+    low = jnp.minimum(w.min(axis=-1, keepdims=True), 0)
+    high = jnp.maximum(w.max(axis=-1, keepdims=True), 0)
+    scale = jnp.where(high == low, 1.0, (high - low) / 15)
+    return scale, jnp.round(-low / scale)
+
+
+def group_scale(w: jax.Array, group: int) -> jax.Array:
+    """One symmetric INT4 scale for every `group` weights of a row; the last group may be short."""
+    rows, columns = w.shape
+    padded = jnp.pad(jnp.abs(w), ((0, 0), (0, -columns % group)))  # zeros change no maximum
+    return padded.reshape(rows, -1, group).max(axis=-1) / 7
+
+
+def lost(w: jax.Array) -> jax.Array:
+    """The share of every row, (rows,), that symmetric 2-bit rounding makes zero."""
+    half_a_step = jnp.abs(w).max(axis=-1, keepdims=True) / 2
+    return (jnp.abs(w) <= half_a_step).mean(axis=-1)

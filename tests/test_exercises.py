@@ -1,0 +1,184 @@
+"""The exercises know a right answer from a wrong one, and say of every wrong one what is wrong.
+
+The catalogued mistakes are checked through the public door; the answers below them are written as
+a beginner writes them, with numpy, floats, wrong axes and two mistakes at a time.
+"""
+
+import doctest
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qlab.exercises as exercises
+from qlab.exercises.judge import judge
+from qlab.formats import INT4, UINT4
+from qlab.qtensor import Spec, bits_per_weight, fit, quantize
+from qlab.rules import gptq_asym
+
+ALL = exercises.EXERCISES
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+MISTAKES = [
+    pytest.param(e, m, id=f"{e.name}-{i}") for e in ALL.values() for i, m in enumerate(e.mistakes)
+]
+
+
+def said(capsys, name, function) -> str:
+    exercises.check(name, function)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_solution_passes(name, capsys):
+    text = said(capsys, name, ALL[name].solution)
+    assert text.startswith(f"✓ {name}: right on all {len(ALL[name].cases)} cases")
+
+
+@pytest.mark.parametrize("exercise, mistake", MISTAKES)
+def test_every_mistake_gets_its_own_words(exercise, mistake, capsys):
+    text = said(capsys, exercise.name, mistake.function)
+    assert text.startswith(f"○ {exercise.name}: not yet: ") and mistake.words in text, text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stub_is_no_failure(name, capsys):
+    text = said(capsys, name, lambda *args: ...)
+    assert "not yet: your function returns nothing so far" in text and "●" in text
+    assert f"hint({name!r})" in text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_exercise_is_complete(name):
+    e = ALL[name]
+    assert e.name == name and 1 <= e.difficulty <= 3 and 1 <= e.minutes <= 15
+    assert len(e.cases) >= 3 and len(e.mistakes) >= 4 and len(e.hints) >= 2
+    assert e.task.startswith(f"{name}(") and e.lesson.endswith(".")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_section_exists(name):
+    number, heading = ALL[name].section.split(", ", 1)
+    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    cells = json.loads(path.read_text())["cells"]
+    headings = [
+        line.lstrip("# ").strip()
+        for cell in cells
+        if cell["cell_type"] == "markdown"
+        for line in "".join(cell["source"]).splitlines()
+        if line.startswith("#")
+    ]
+    assert any(h.endswith(heading.strip('"')) for h in headings), (heading, headings)
+
+
+def test_the_solutions_agree_with_the_library():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(5, 64)), jnp.float32)
+    right = {name: e.solution for name, e in ALL.items()}
+    row, group = Spec(INT4), Spec(INT4, 16, "float32")
+    np.testing.assert_allclose(right["scale"](w), fit(w, row).scale, rtol=1e-6)
+    np.testing.assert_allclose(right["group_scale"](w, 16), fit(w, group).scale, rtol=1e-6)
+    codes = right["codes"](w, right["scale"](w))
+    np.testing.assert_array_equal(np.asarray(codes) + 8, quantize(w, row).codes)
+    found = fit(w, Spec(UINT4, zero=UINT4, rule=gptq_asym))
+    scale, zero = right["zero_point"](w)
+    np.testing.assert_allclose(scale, found.scale, rtol=1e-6)
+    np.testing.assert_array_equal(zero, UINT4.decode(found.zero.codes).reshape(5, 1))
+    assert right["bits"](4, 128, 16) == bits_per_weight(Spec(INT4, 128, "float16"))
+    two = quantize(w, qlab_spec("int2_channel"))
+    np.testing.assert_allclose(right["lost"](w), (np.asarray(two.codes) == 2).mean(-1), rtol=1e-6)
+
+
+def qlab_spec(name):
+    from qlab.specs import SPECS
+
+    return SPECS[name]
+
+
+def loop_scale(w):
+    """Right, and written without jax: lists of floats."""
+    return [[max(abs(float(x)) for x in row) / 7] for row in w]
+
+
+RIGHT = [
+    ("scale", loop_scale),
+    ("scale", lambda w: np.abs(np.asarray(w, np.float64)).max(-1)[:, None] / 7),
+    ("memory", lambda p, b: p / 1e9 / 8 * b),
+    ("relative_error", lambda w, v: ((w - v) ** 2).sum() ** 0.5 / max((w**2).sum() ** 0.5, 1e-9)),
+    ("codes", lambda w, s: np.nan_to_num(np.rint(w / s)).clip(-8, 7).astype(int)),
+    ("codes", lambda w, s: jnp.clip(jnp.floor(w / (s + (s == 0)) + 0.5), -8, 7)),
+]
+
+
+@pytest.mark.parametrize("name, function", RIGHT)
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_other_right_answers_pass(name, function, capsys):
+    assert said(capsys, name, function).startswith("✓")
+
+
+WRONG = [
+    # name, answer, what must be said
+    ("scale", lambda w: jnp.abs(w).max(-1) / 7, "got (4,), expected (4, 1): keepdims=True"),
+    ("scale", lambda w: jnp.abs(w).max(-1) / 15, "got (4,), expected (4, 1)"),  # the shape first
+    ("scale", lambda w: 0.1, "got (), expected (4, 1): one number for everything"),
+    ("scale", lambda w: (jnp.abs(w).max(-1, keepdims=True) / 7).T, "rows and columns"),
+    ("scale", lambda w: -jnp.abs(w).max(-1, keepdims=True) / 7, "wrong sign"),
+    ("scale", lambda w: jnp.abs(w).max(-1, keepdims=True) / 6, "everywhere 1.167 times too large"),
+    ("scale", lambda w: jnp.abs(w).max(-1, keepdims=True) / 9, "everywhere 1.286 times too small"),
+    ("scale", lambda w: 7 / (7 / jnp.abs(w).max(-1, keepdims=True)) / 7 + 0.1, "0.1 too large"),
+    ("scale", lambda w: w.amax(-1), "on 4 rows of 16 weights your function raises AttributeError"),
+    ("scale", lambda: 1, "called with the arguments (w), which it does not take"),
+    ("scale", lambda w: "small", "returns str, not numbers"),
+    ("scale", lambda w: (1.0, 2.0), "return scale, 1 in all; your function returns 2"),
+    ("scale", 0.5, "give the function itself"),
+    ("codes", lambda w, s: jnp.round(w / s) + 0 * w, "beyond 7"),  # two mistakes: the first alone
+    ("codes", lambda w, s: jnp.clip(w / s, -8, 7).astype(int), "cuts towards zero"),
+    ("codes", lambda w, s: jnp.clip(jnp.round(w / (s + 1e-3)), -8, 7), "numbers differ"),
+    ("zero_point", lambda w: w.min(-1, keepdims=True), "return scale and zero point, 2 in all"),
+    ("zero_point", lambda w: (None, None), "not numbers"),
+    ("group_scale", lambda w, g: jnp.abs(w).reshape(len(w), -1, g).max(-1) / 7,
+     "right on ordinary numbers, but on rows of 10 weights in groups of 4, so that the last has 2 "
+     "your function raises TypeError"),
+    ("relative_error", lambda w, v: 1 if (w == v).all() else None, "your function returns nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, function, words", WRONG)
+def test_a_beginners_answers(name, function, words, capsys):
+    text = said(capsys, name, function)
+    assert words in text and text.startswith("○"), text
+
+
+def test_nan_is_named(capsys):
+    def own_epsilon(w, s):
+        return jnp.clip(jnp.round(w / s), -8, 7).at[0, 0].add(0 / s[-1, 0])
+
+    assert "you return NaN for an all-zero row" in said(capsys, "codes", own_epsilon)
+
+
+def test_a_verdict_does_not_depend_on_the_run():
+    wrong = [judge(ALL["scale"], lambda w: jnp.abs(w).max(-1, keepdims=True) / 6) for _ in "ab"]
+    assert wrong[0] == wrong[1]
+
+
+def test_hints_lead_to_the_solution(capsys):
+    for name, exercise in ALL.items():
+        for number in range(1, len(exercise.hints) + 1):
+            exercises.hint(name, number)
+        assert f"solution({name!r})" in capsys.readouterr().out.splitlines()[-1]
+        exercises.solution(name)
+        assert f"def {name}(" in capsys.readouterr().out
+
+
+def test_unknown_names_are_told_apart():
+    with pytest.raises(ValueError, match="did you mean 'zero_point'"):
+        exercises.check("zeropoint", print)
+    with pytest.raises(ValueError, match="known are memory"):
+        exercises.solution("xylophone")
+    with pytest.raises(ValueError, match="has 2 hints, there is no number 3"):
+        exercises.hint("scale", 3)
+
+
+def test_examples_of_the_module():
+    found = doctest.testmod(exercises)
+    assert found.attempted >= 3 and found.failed == 0
