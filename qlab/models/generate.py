@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qlab.models.surgery import dense
 from qlab.models.transformer import Transformer
@@ -63,7 +64,9 @@ def generate(
     _check(temperature, top_p, key, max_new_tokens)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     out = print_piece if stream is True else stream or (lambda piece: None)
-    tokens = generate_tokens(model, ids, max_new_tokens, temperature, top_p, key)
+    if temperature == 0:
+        key = None
+    tokens = generate_tokens(model, ids, max_new_tokens, temperature or 1.0, top_p, key)
     pieces = _until_stop(model.tokenizer.stream(tokens), stops)
     text = []
     for piece in pieces:
@@ -80,7 +83,7 @@ def generate_tokens(
     model: Transformer,
     ids: Sequence[int],
     max_new_tokens: int,
-    temperature: float = 0.0,
+    temperature: float = 1.0,
     top_p: float = 1.0,
     key: jax.Array | None = None,
 ) -> Iterator[int]:
@@ -92,25 +95,27 @@ def generate_tokens(
         max_new_tokens: as in `generate`.
         temperature: as in `generate`.
         top_p: as in `generate`.
-        key: as in `generate`.
+        key: randomness; None takes the likeliest token.
     """
     model = dense(model)
     ends = set(model.tokenizer.eos_ids) if model.tokenizer is not None else set()
     room = min(len(ids) + max_new_tokens, model.config.max_position_embeddings)
-    key = jax.random.key(0) if key is None else key  # unused when greedy
-    settings = (jnp.float32(temperature), jnp.float32(top_p))
-    padded = jnp.zeros((1, bucket(len(ids))), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
-    hidden, caches = model.step(padded, jnp.int32(0), model.caches(1, bucket(room)))
-    last = hidden[:, len(ids) - 1]  # (1, hidden): the padding is behind it
+    padded = np.zeros((1, bucket(len(ids))), np.int32)
+    padded[0, : len(ids)] = ids
+    hidden, caches = model.step(jnp.asarray(padded), jnp.int32(0), model.caches(1, bucket(room)))
+    last = jax.lax.dynamic_index_in_dim(hidden, len(ids) - 1, axis=1)  # the padding is behind it
     for position in range(len(ids), room):
-        key, now = jax.random.split(key)
-        token = int(_choose(model.logits(last)[0], now, *settings))
+        logits = model.logits(last)[0, 0]
+        if key is None:
+            token = int(jnp.argmax(logits))
+        else:
+            key, now = jax.random.split(key)
+            token = int(_sample(logits, now, temperature, top_p))
         if token in ends:
             return
         yield token
         if position + 1 < room:
-            hidden, caches = model.step(jnp.array([[token]]), jnp.int32(position), caches)
-            last = hidden[:, 0]
+            last, caches = model.step(jnp.array([[token]]), jnp.int32(position), caches)
 
 
 def bucket(length: int, smallest: int = 16) -> int:
@@ -124,16 +129,13 @@ def bucket(length: int, smallest: int = 16) -> int:
 
 
 @jax.jit
-def _choose(
-    logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array
-) -> jax.Array:
-    """One token from (vocab,) logits: the likeliest, or a sample from the nucleus."""
+def _sample(logits: jax.Array, key: jax.Array, temperature: float, top_p: float) -> jax.Array:
+    """A token from the nucleus of (vocab,) logits."""
     order = jnp.argsort(-logits)
-    ranked = logits[order] / jnp.where(temperature > 0, temperature, 1.0)
+    ranked = logits[order] / temperature
     p = jax.nn.softmax(ranked)
     before = jnp.cumsum(p) - p  # probability of all likelier tokens: the first is always in
-    sample = order[jax.random.categorical(key, jnp.where(before < top_p, ranked, -jnp.inf))]
-    return jnp.where(temperature > 0, sample, jnp.argmax(logits))
+    return order[jax.random.categorical(key, jnp.where(before < top_p, ranked, -jnp.inf))]
 
 
 def _prompt_ids(model: Transformer, prompt: str, chat: bool) -> list[int]:

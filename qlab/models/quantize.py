@@ -252,8 +252,11 @@ def _clipped(w: jax.Array, q: QTensor) -> jax.Array:
     """Whether each weight lies more than half a step beyond the ends of its block's range, (out,
     in) bool.
     """
-    first, second, before, last = (_value_of(q, i) for i in (0, 1, -2, -1))
-    below, above = first - (second - first) / 2, last + (last - before) / 2
+    values = q.spec.format.values
+    first, last = _value_of(q, 0), _value_of(q, -1)
+    unit = (last - first) / (values[-1] - values[0])  # a block's values are affine in the grid's
+    below = first - unit * (values[1] - values[0]) / 2
+    above = last + unit * (values[-1] - values[-2]) / 2
     # A negative scale turns the range round.
     return (w < jnp.minimum(below, above)) | (w > jnp.maximum(below, above))
 
