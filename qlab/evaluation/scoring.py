@@ -22,6 +22,7 @@ from qlab.evaluation.divergence import TokenScores, score
 from qlab.evaluation.result import Evaluation, Protocol, TextScore, summarize
 from qlab.evaluation.windows import DEFAULT_CONTEXT, Windows, check_protocol, cut, nearest
 from qlab.models.surgery import dense
+from qlab.qtensor import QTensor
 
 DOMAINS = ("english", "code", "math", "korean")
 REFERENCE_BATCH = 4
@@ -116,10 +117,10 @@ class _Pair:
     """A candidate and its reference, dense and ready to run on one text after another."""
 
     def __init__(self, model, weights, reference, reference_weights, batch):
-        self.model, self.weights, self.batch = dense(model), weights, batch
+        self.model, self.weights, self.batch = _dense(model), weights, batch
         self.reference, self.reference_weights = None, reference_weights
         if reference is not None:
-            self.reference = self.model if weights == reference_weights else dense(reference)
+            self.reference = self.model if weights == reference_weights else _dense(reference)
 
     def run(self, name: str, windows: Windows, seed: int, step) -> TextScore:
         """One text: the reference's states, then the candidate's, batch by batch, to scores."""
@@ -137,6 +138,15 @@ class _Pair:
             parts.append(score(self.model, _flat(hidden), goal, self.reference, there))
             step(stop - start)
         return summarize(name, windows, TokenScores(*map(np.concatenate, zip(*parts))), seed)
+
+
+def _dense(model: Any) -> Any:
+    """`dense`, without copying a model that has no QTensor."""
+
+    def quantized(node: Any) -> bool:
+        return isinstance(node, QTensor)
+
+    return dense(model) if any(map(quantized, jax.tree.leaves(model, is_leaf=quantized))) else model
 
 
 def _flat(hidden: np.ndarray) -> np.ndarray:

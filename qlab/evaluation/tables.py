@@ -136,14 +136,15 @@ class Comparison:
         return "\n".join(parts + [f"* {note}" for note in self.notes()]) + "\n"
 
     def print(self, console: Any = None) -> None:
-        """Prints table and notes to a rich console; the table is never squeezed, notes are wrapped."""
+        """Prints to a rich console: the table is never squeezed, notes are wrapped."""
         from rich.console import Console
         from rich.text import Text
 
         console = console or Console()
         table = self._table()
-        width = max(console.width, console.measure(table).maximum)
-        console.print(table, width=width, crop=False, soft_wrap=True)
+        width = max(console.width, Console(width=1000).measure(table).maximum)
+        wide = Console(file=console.file, width=width, force_terminal=console.is_terminal)
+        wide.print(table)
         for note in self.notes():
             console.print(Text(f"· {note}", style="dim"))
 

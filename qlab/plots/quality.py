@@ -74,7 +74,8 @@ def size_quality(
 def _floor(axes: Any, floor: Mapping[str, float]) -> str:
     """Says where the noise of float arithmetic lies; off the picture, in words."""
     top = max(floor.values())
-    words = f"noise floor of the arithmetic (same weights, another batch size): {top:.0e}"
+    found = f"{top:.0e}" if top > 0 else "0 to the last bit"
+    words = f"noise floor of the arithmetic (same weights, another batch size): {found}"
     axes.text(0.01, 0.02, words, transform=axes.transAxes, fontsize=9, color=COLOURS["grey"])
     return words
 

@@ -1,0 +1,176 @@
+"""`make tables`: what rounding to nearest costs, on both models and four texts, with error bars.
+
+Resumable: every finished row is a JSON file under results/tables/, skipped when its key (weights,
+    text, protocol,
+versions) is the same. Then results/tables.md is written from those files alone.
+
+    python benchmarks/make_tables.py                      everything
+    python benchmarks/make_tables.py --model tiny         one model
+    python benchmarks/make_tables.py --render             only tables.md, from what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import qlab
+from qlab.cli import keep_compiled_programs
+from qlab.evaluation import Comparison, Evaluation
+from qlab.evaluation.reference import arithmetic, weights_hash
+from qlab.evaluation.scoring import versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TEXTS = ("english", "code", "math", "korean")
+CONTEXT = 256
+WINDOWS = {"smollm2-135m": 8, "tiny": 64}  # of every text
+SEED = 0
+FLOOR = "float, other batch"
+ROWS = {
+    "float": None,
+    FLOOR: None,
+    "INT8 channel": "int8_channel",
+    "INT4 channel": "int4_channel",
+    "INT4 g64": "int4_g64",
+    "INT4 g32": "int4_g32",
+    "INT3 g64": "int3_g64",
+    "INT2 g64": "int2_g64",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", action="append", choices=list(WINDOWS), help="default: both")
+    parser.add_argument("--windows", type=int, help="of every text; default: 8 or 64")
+    parser.add_argument("--render", action="store_true", help="only write tables.md")
+    given = parser.parse_args()
+    keep_compiled_programs()
+    if not given.render:
+        for name in given.model or ("tiny", "smollm2-135m"):
+            measure(name, given.windows or WINDOWS[name])
+    render()
+
+
+def key_of(weights: str, name: str, tokens: int) -> str:
+    """What determines a row, hashed: if it is unchanged the row need not be measured again."""
+    texts = [qlab.texts(text, "evaluation") for text in TEXTS]
+    what = [weights, name, ROWS[name], tokens, CONTEXT, SEED, arithmetic(), versions(), texts]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def measure(name: str, windows: int) -> None:
+    """Every row of one model that is not there yet."""
+    model = qlab.load(name)
+    weights, tokens = weights_hash(model), windows * CONTEXT
+    todo = {}
+    for row in ROWS:
+        file = RESULTS / "tables" / name / f"{row.replace(', ', '_').replace(' ', '_')}.json"
+        key = key_of(weights, row, tokens)
+        if file.exists() and json.loads(file.read_text())["key"] == key:
+            print(f"{name}: {row} is there already")
+        else:
+            todo[row] = (file, key)
+    if not todo:
+        return
+    rate = speed(model)
+    total = tokens * len(TEXTS) * (len(todo) + 1)
+    print(f"{name}: {len(todo)} rows, about {total / rate / 60:.1f} min at {rate:.0f} tokens/s")
+    began = time.perf_counter()
+    for i, (row, (file, key)) in enumerate(todo.items(), 1):
+        result = run(model, row, tokens)
+        write(file, {"key": key, "row": result.to_dict()})
+        spent = time.perf_counter() - began
+        left = spent / i * (len(todo) - i)
+        print(f"{name}: {row} done, {spent / 60:.1f} min, {left / 60:.1f} min to go", flush=True)
+
+
+def speed(model: Any) -> float:
+    """Tokens a second of one batch, forward and head twice: what one row costs."""
+    tokens = np.zeros((4, CONTEXT), np.int32)
+    both = jax.jit(lambda m, h: m.logits(h).sum())
+    for _ in range(2):  # the first compiles
+        began = time.perf_counter()
+        hidden = model.hidden(tokens)
+        for window in hidden:
+            jax.block_until_ready((both(model, window), both(model, window)))
+        seconds = time.perf_counter() - began
+    return tokens.size / seconds
+
+
+def run(model: Any, row: str, tokens: int) -> Evaluation:
+    """One row: the model rounded, on four texts."""
+    spec = ROWS[row]
+    quiet = not sys.stderr.isatty()
+    candidate = model if spec is None else qlab.quantize_model(model, "rtn", spec, progress=False)
+    return qlab.evaluate(
+        candidate,
+        reference=model,
+        texts=TEXTS,
+        tokens=tokens,
+        context=CONTEXT,
+        batch=1 if row == FLOOR else 4,
+        seed=SEED,
+        name=row,
+        progress=not quiet,
+    )
+
+
+def write(file: Path, content: dict[str, Any] | str) -> None:
+    """Writes JSON or text under another name first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".part")
+    text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def render() -> None:
+    """results/tables.md from the rows that are there."""
+    parts = [
+        "# Round to nearest: what it costs",
+        "",
+        "Written by `make tables` (`python benchmarks/make_tables.py`); not edited by hand.",
+        "",
+    ]
+    for name in WINDOWS:
+        rows = stored(name)
+        if rows:
+            parts += [f"## {name}", "", Comparison(tuple(rows)).to_markdown(), told(rows[0]), ""]
+    write(RESULTS / "tables.md", "\n".join(parts).rstrip() + "\n")
+    print(f"wrote {RESULTS / 'tables.md'}")
+
+
+def stored(name: str) -> list[Evaluation]:
+    """The rows of one model in the order of ROWS; unlike rows are refused by name."""
+    found = {}
+    for file in (RESULTS / "tables" / name).glob("*.json"):
+        row = Evaluation.from_dict(json.loads(file.read_text())["row"])
+        found[row.name] = row
+    rows = [found[row] for row in ROWS if row in found]
+    if rows:
+        qlab.compare(rows, show=False)  # refuses, by name, what does not belong together
+    return rows
+
+
+def told(row: Evaluation) -> str:
+    """What identifies the measurement."""
+    p = row.protocol
+    texts = "; ".join(f"{t.name} sha256 {t.text_hash[:16]}, {t.bytes:,} bytes" for t in row.texts)
+    libraries = ", ".join(f"{name} {version}" for name, version in p.versions.items())
+    return (
+        f"* reference weights sha256 {p.reference_hash[:16]}; {texts}.\n"
+        f"* bootstrap seed {p.seed}; {libraries}.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`make figures`: every figure of the documentation, each one call of `qlab.plots`, as SVG, PNG and words.
+
+    python figures/make_figures.py                 all
+    python figures/make_figures.py weights grid    some
+
+Figures that show measurements read what was measured (benchmarks/results/tables,
+qlab/data/tiny/training.json).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import qlab
+from qlab import demo
+from qlab.evaluation import Evaluation
+from qlab.models.surgery import linears
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+
+def weights() -> Any:
+    """A real layer's weights under three per-tensor grids."""
+    model = qlab.load("tiny")
+    path = "layers.1.mlp.up_proj"
+    w = np.asarray(linears(model)[path].weight, np.float32)
+    levels = {}
+    for bits in (8, 4, 2):
+        q = qlab.quantize(w, qlab.Spec(qlab.FORMATS[f"INT{bits}"], "tensor"))
+        used = np.unique(np.asarray(qlab.dequantize(q)))
+        step = float(np.asarray(q.scale).reshape(()))
+        top = round(float(np.abs(used).max()) / step)
+        levels[f"INT{bits}"] = step * np.arange(-top, top + 1)
+    return qlab.plots.weights_on_grid(w, levels, layer=f"{path} of the bundled model, one scale")
+
+
+def grid() -> Any:
+    """SmolLM2's published grid, found again by 4-bit blocks of 32."""
+    from qlab.models import grid_study
+
+    name = "smollm2-135m"
+    rows = grid_study(qlab.load(name, as_stored=True), qlab.load(name))
+    curves = {key: [row[key] for row in rows] for key in rows[0] if key != "bits"}
+    return qlab.plots.grid_study([int(row["bits"]) for row in rows], curves, model=name)
+
+
+def training() -> Any:
+    """How the bundled model came to be."""
+    told = json.loads((ROOT / "qlab/data/tiny/training.json").read_text())
+    loss, held = told["loss"], told["held_out"]
+    names = [key for key in held[0] if key not in ("step", "tokens")] if held else []
+    curves = {n: ([r["tokens"] for r in held], [r[n] for r in held]) for n in names}
+    return qlab.plots.training_curve([r["tokens"] for r in loss], [r["loss"] for r in loss], curves)
+
+
+def _rows(name: str) -> list[Evaluation]:
+    """The rows of benchmarks/results/tables in the order of the table."""
+    order = ["float", demo.FLOOR, *demo.ROWS]
+    files = (ROOT / "benchmarks/results/tables" / name).glob("*.json")
+    found = [Evaluation.from_dict(json.loads(file.read_text())["row"]) for file in files]
+    if not found:
+        raise ValueError(f"no measurements of {name}: run make tables first")
+    return sorted(found, key=lambda row: order.index(row.name))
+
+
+def _quality(name: str) -> Any:
+    rows = _rows(name)
+    series = {t.name: demo.quality_points(rows, t.name) for t in rows[0].texts}
+    floor = {t.name: t.kl.value for row in rows if row.name == demo.FLOOR for t in row.texts}
+    return qlab.plots.size_quality(series, floor=floor, model=name)
+
+
+def quality_smollm2() -> Any:
+    """Loss against bits on the real model, four texts."""
+    return _quality("smollm2-135m")
+
+
+def quality_tiny() -> Any:
+    """Loss against bits on the bundled model, four texts."""
+    return _quality("tiny")
+
+
+def pairs() -> Any:
+    """The same differences with and without pairing."""
+    return qlab.plots.paired_bars(
+        demo.paired_rows(_rows("smollm2-135m"), "english"), text="english"
+    )
+
+
+FIGURES = {
+    "weights": weights,
+    "grid": grid,
+    "training": training,
+    "quality_smollm2": quality_smollm2,
+    "quality_tiny": quality_tiny,
+    "pairs": pairs,
+}
+
+
+def main(names: list[str]) -> int:
+    """Draws the named figures, or all; what cannot be drawn is said, and counts as a failure."""
+    failed = 0
+    for name in names or FIGURES:
+        if name not in FIGURES:
+            print(f"no figure is called {name!r}; there are {', '.join(FIGURES)}", file=sys.stderr)
+            return 2
+        try:
+            written = qlab.plots.save(FIGURES[name](), HERE / name)
+        except (OSError, ValueError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = 1
+        else:
+            print(f"wrote {written[1].relative_to(ROOT)} (and .svg, .txt)", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""The command line: help a person can follow, one red sentence for an error, exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from qlab.cli import main
+
+COMMANDS = ["demo", "evaluate", "compare", "quantize", "inspect", "explain", "lab", "figures"]
+
+
+def said(capsys, *arguments):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_names_every_command(capsys):
+    code, out, _ = said(capsys, "--help")
+    assert code == 0 and all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    code, out, _ = said(capsys, command, "--help")
+    assert code == 0 and "Usage" in out and len(out.splitlines()) > 5
+
+
+def test_explain(capsys):
+    code, out, _ = said(capsys, "explain", "int4_g64")
+    assert code == 0 and "4.25" in out
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["explain", "int4_g65"], ["int4_g65", "int4_g64"]),
+        (["evaluate", "tyni", "--tokens", "512"], ["tyni", "tiny"]),
+        (["evaluate", "tiny", "--text", "englsh"], ["englsh", "english"]),
+        (["evaluate", "tiny", "--tokens", "100", "--context", "256"], ["100", "256"]),
+        (["evaluate", "tiny", "--tokens", "512", "--protocol", "gtpq"], ["gtpq", "gptq"]),
+        (["evaluate", "tiny", "--tokens", "many"], ["many", "--help"]),
+        (["explan", "int4_g64"], ["explan", "--help"]),
+        (["inspect", "no_such_file.gguf"], ["no_such_file.gguf"]),
+    ],
+)
+def test_errors_are_one_sentence(arguments, words, capsys):
+    code, out, err = said(capsys, *arguments)
+    assert code == 2 and "Traceback" not in out + err
+    assert len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert word in err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="int4_g65"):
+        main(["explain", "int4_g65", "--debug"])
+
+
+def test_python_m_qlab_exits_with_two():
+    done = subprocess.run(
+        [sys.executable, "-m", "qlab", "explain", "int4_g65"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "int4_g64" in done.stderr and done.stdout == ""
+
+
+def test_quantize_inspect_evaluate_compare(tmp_path, capsys):
+    folder, a, b = tmp_path / "q", tmp_path / "a.json", tmp_path / "b.json"
+    code, out, err = said(capsys, "quantize", "tiny", "--spec", "int4_g64", "-o", str(folder))
+    assert code == 0 and "4.250 bits" in out, err
+    code, out, err = said(capsys, "inspect", str(folder))
+    assert code == 0 and "int4_g64" in out and "down_proj" in out and "MB packed" in out, err
+    few = ["--text", "english", "--tokens", "512", "--context", "64"]
+    code, out, err = said(
+        capsys, "evaluate", str(folder), "--reference", "tiny", *few, "--json", str(a)
+    )
+    assert code == 0 and "top-1" in out, err
+    assert json.loads(a.read_text())["rows"][0]["texts"][0]["kl"]["value"] > 0
+    code, out, err = said(capsys, "evaluate", "tiny", "--spec", "int4_g64", *few, "--json", str(b))
+    assert code == 0 and "int4_g64" in out, err
+    code, out, err = said(capsys, "compare", str(a), str(b))
+    assert code == 0 and out.count("int4_g64") >= 1, err
+    same = [json.loads(f.read_text())["rows"][i]["texts"][0]["ppl"] for f, i in ((a, 0), (b, 1))]
+    assert same[0] == same[1], "the saved model is not the one that was evaluated"
+    code, out, err = said(capsys, "evaluate", "tiny", "--tokens", "512", "--context", "128",
+                          "--json", str(b))  # fmt: skip
+    assert said(capsys, "compare", str(a), str(b))[0] == 2
+
+
+def test_a_file_is_a_text(tmp_path, capsys):
+    file = tmp_path / "mine.txt"
+    file.write_text("The grid is finite. " * 200)
+    code, out, err = said(
+        capsys, "evaluate", "tiny", "--text", str(file), "--tokens", "512", "--context", "64"
+    )
+    assert code == 0 and "mine" in out, err
