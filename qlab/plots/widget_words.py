@@ -1,0 +1,130 @@
+"""The words of the widgets in Korean, keyed by the English ones: `say("weights", "ko")`. English needs no entry to be said."""
+
+# ruff: noqa: E501 - a table of sentences; a Hangul letter counts as two
+
+from __future__ import annotations
+
+KOREAN = {
+    # the readout
+    "bits per weight": "가중치당 비트",
+    "bits per number": "수 하나당 비트",
+    "SQNR": "신호 대 양자화 잡음비",
+    "SQNR of normal weights": "정규분포 가중치의 SQNR",
+    "output error": "출력 오차",
+    "output error of this block": "이 블록의 출력 오차",
+    "relative error here": "여기서의 상대 오차",
+    "bytes": "바이트",
+    "bytes of 70 billion": "수 700억 개의 크기",
+    "higher is better": "클수록 좋음",
+    "on real inputs": "실제 입력 기준",
+    "at most": "최대",
+    "in blocks of 64": "64개 블록 기준",
+    "without scales": "스케일 제외",
+    "of {n}": "원래 {n}",
+    "2{n} patterns": "2{n}개의 패턴",
+    "{n}× smaller than float32": "float32의 1/{n}",
+    # weights
+    "{what}: the error is {n} times smaller than the weights; {zeros} of the weights become 0.":
+        "{what}: 오차가 가중치보다 {n}배 작고, 가중치의 {zeros}가 0이 됩니다.",
+    "blocks of {n}": "블록 크기 {n}",
+    "one scale a row": "행마다 스케일 하나",
+    "one scale for all": "전체에 스케일 하나",
+    "all weights of the layer": "층의 모든 가중치",
+    "their errors": "그 오차",
+    "one block, enlarged: {n} levels in reach": "블록 하나를 확대: 쓸 수 있는 레벨 {n}개",
+    "output channel {channel}, weights {first} to {last}": "출력 채널 {channel}, 가중치 {first}~{last}",
+    "where the error is": "오차가 있는 곳",
+    "across: along a row; down: output channels": "가로: 행 방향, 세로: 출력 채널",
+    "choose a block: click, or arrow keys": "블록 고르기: 클릭 또는 화살표 키",
+    "weight": "가중치",
+    "code": "코드",
+    "error": "오차",
+    # formats
+    "sign": "부호",
+    "exponent": "지수",
+    "mantissa": "가수",
+    "integer": "정수",
+    "place in the table": "표의 자리",
+    "bit": "비트",
+    "click a bit, or Tab and Space": "비트를 클릭하거나 Tab과 Space",
+    "next below": "바로 아래 값",
+    "next above": "바로 위 값",
+    "relative error against magnitude": "크기에 따른 상대 오차",
+    "half the gap to the neighbour": "이웃까지 간격의 절반",
+    # block_scale
+    "{s} of {n} weights saturate, {v} vanish (become 0).":
+        "가중치 {n}개 중 {s}개가 포화되고 {v}개가 0으로 사라집니다.",
+    "{s} saturate, {v} vanish": "포화 {s}, 소실 {v}",
+    "weights": "가중치",
+    "vanish": "소실",
+    "saturate": "포화",
+    "levels": "레벨",
+    "SQNR against the range": "범위에 따른 SQNR",
+    "range, % of the largest weight": "범위, 가장 큰 가중치의 %",
+    "the conventions side by side": "규칙 나란히 보기",
+    # controls
+    "layer": "층",
+    "numbers": "수의 종류",
+    "integer, zero point": "정수, 영점",
+    "float": "부동소수점",
+    "normal float": "정규분포 부동소수점",
+    "bits": "비트",
+    "block": "블록",
+    "range rule": "범위 규칙",
+    "channel": "채널",
+    "place": "위치",
+    "scale": "스케일",
+    "zero point": "영점",
+    "range, %": "범위, %",
+    "format": "형식",
+    "value": "값",
+    "compare": "비교",
+    "logarithmic line": "로그 눈금",
+    "same largest value": "최댓값 맞추기",
+    "run": "실행",
+    "stop": "중지",
+    # what the controls do
+    "Which matrix of the model.": "모델의 어느 행렬인가.",
+    "Which kind of numbers the levels are.": "레벨이 어떤 수인가.",
+    "Bits of a code: n bits are 2ⁿ levels.": "코드의 비트: n비트면 레벨 2ⁿ개.",
+    "How many weights share one scale.": "스케일 하나를 나누는 가중치 수.",
+    "How a block finds its scale.": "블록이 스케일을 정하는 방법.",
+    "Whose numbers are shown: the output channel …": "보여 줄 출력 채널 …",
+    "… and which weights of its row.": "… 그 행의 어느 가중치인가.",
+    "Whose bits are shown.": "어느 형식의 비트인가.",
+    "Arrow keys walk to the neighbouring values.": "화살표 키로 이웃 값으로 간다.",
+    "The second format, below the line.": "아래에 그려지는 두 번째 형식.",
+    "Floats are even here, integers on the linear line.": "부동소수점은 로그, 정수는 선형에서 고르다.",
+    "As a scale does: both reach exactly 1.": "스케일처럼 둘 다 최댓값을 1로.",
+    "By what the largest weight is divided.": "가장 큰 가중치를 나누는 수.",
+    "Below 100: finer steps, but the largest saturate.": "100보다 작으면 간격은 촘촘, 큰 값은 포화.",
+    "Levels from the least to the largest weight.": "가장 작은 가중치부터 가장 큰 것까지.",
+    "Which row of the matrix …": "행렬의 어느 행 …",
+    "… and which block of the row.": "… 그 행의 어느 블록인가.",
+    "Compute what is missing.": "아직 없는 것을 계산한다.",
+    "Stop after the step in work; what is done is kept.": "하던 것까지 하고 멈춘다. 결과는 남는다.",
+    "{done} of {all} done": "{all}개 중 {done}개 완료",
+    # the gallery
+    "A number is a pattern of bits: flip them, walk to the neighbours, lay two formats on one line.":
+        "수는 비트 패턴입니다: 비트를 바꾸고, 이웃 값으로 걸어가고, 두 형식을 한 선에 놓아 보세요.",
+    "A block of weights shares one scale: see which weights saturate, which vanish, and what a zero point buys.":
+        "한 블록의 가중치는 스케일 하나를 나눕니다: 무엇이 포화되고 무엇이 사라지는지, 영점이 무엇을 주는지 보세요.",
+    "A whole layer falls onto a grid: where the error is, what it costs in bits, what it does to the output.":
+        "층 전체가 격자에 놓입니다: 오차가 어디 있는지, 비트로 얼마인지, 출력에 무엇을 하는지 보세요.",
+}  # fmt: skip
+
+
+def say(words: str, lang: str = "en", **values: object) -> str:
+    """`words` in the language, its {places} filled.
+
+    Raises:
+        ValueError: an unknown language.
+        KeyError: words that have no Korean yet.
+
+    Example:
+        >>> say("output error", "ko")
+        '출력 오차'
+    """
+    if lang not in ("en", "ko"):
+        raise ValueError(f"lang {lang!r} is not 'en' or 'ko'")
+    return (KOREAN[words] if lang == "ko" else words).format(**values)

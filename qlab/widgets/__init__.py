@@ -1,0 +1,14 @@
+"""Interactive pictures for notebooks: state → data → picture → a thin ipywidgets shell;
+`.figure()` of each is static.
+
+`base` and `run` are the two classes that every widget has; pictures are drawn in
+`qlab.plots.widget_*`. Needs anywidget.
+"""
+
+from qlab.widgets.block_scale import block_scale
+from qlab.widgets.formats import formats
+from qlab.widgets.gallery import gallery
+from qlab.widgets.source import Source
+from qlab.widgets.weights import weights
+
+__all__ = ["Source", "block_scale", "formats", "gallery", "weights"]

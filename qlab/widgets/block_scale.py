@@ -1,0 +1,112 @@
+"""`block_scale(model)`: a block of real weights and the scale it shares. Stretch the range, change
+the rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from qlab.models.transformer import Transformer
+from qlab.plots.svg import Picture
+from qlab.plots.widget_block_scale import draw_block_scale
+from qlab.widgets import controls as make
+from qlab.widgets.base import Live
+from qlab.widgets.block_scale_data import (
+    CONVENTIONS,
+    LENGTHS,
+    RANGES,
+    ZERO,
+    BlockScaleState,
+    block_scale_data,
+)
+from qlab.widgets.source import Source, source_of
+
+
+class BlockScale(Live):
+    """The widget; see `block_scale`."""
+
+    def __init__(self, source: Source, lang: str = "en", **chosen: Any):
+        self.source = source
+        s = BlockScaleState(**{"layer": source.layers[len(source.layers) // 2 + 1], **chosen})
+        out, row = source.weight(s.layer).shape
+        controls = {
+            "layer": make.choice(
+                "layer", source.layers, s.layer, "Which matrix of the model.", lang
+            ),
+            "bits": make.slider(
+                "bits", 2, 8, s.bits, "Bits of a code: n bits are 2ⁿ levels.", lang
+            ),
+            "length": make.steps(
+                "block", self._fitting(row), s.length, "How many weights share one scale.", lang
+            ),
+            "convention": make.steps(
+                "scale",
+                [(f"amax / {n}", c) for n, c in zip(("hi", "mid", "−lo"), CONVENTIONS)],
+                s.convention,
+                "By what the largest weight is divided.",
+                lang,
+            ),
+            "range": make.steps(
+                "range, %",
+                RANGES,
+                s.range,
+                "Below 100: finer steps, but the largest saturate.",
+                lang,
+            ),
+            "zero": make.switch(
+                "zero point", s.zero, "Levels from the least to the largest weight.", lang
+            ),
+            "channel": make.slider(
+                "channel", 0, out - 1, s.channel, "Which row of the matrix …", lang
+            ),
+            "place": make.slider(
+                "place", 0, row // s.length - 1, s.place, "… and which block of the row.", lang
+            ),
+        }
+        super().__init__("block_scale", BlockScaleState, controls, lang)
+
+    def _fitting(self, row: int) -> list[int]:
+        return [n for n in LENGTHS if row % n == 0]
+
+    def draw(self, state: BlockScaleState) -> Picture:
+        return draw_block_scale(block_scale_data(self.source, state), self.lang)
+
+    def arrange(self, changed: str) -> None:
+        c = self.controls
+        out, row = self.source.weight(c["layer"].value).shape
+        if changed == "layer":
+            length = c["length"].value if row % c["length"].value == 0 else LENGTHS[0]
+            c["length"].options, c["length"].value = self._fitting(row), length
+            c["channel"].max = out - 1
+        c["place"].max = row // c["length"].value - 1
+
+    def picked(self, name: str, x: float, y: float, key: str) -> None:
+        if key in ("", "Enter", " "):
+            self.set(zero=name == ZERO, **({} if name == ZERO else {"convention": name}))
+
+    def warm(self) -> list[Any]:
+        lengths = self.controls["length"].options
+        return [
+            partial(block_scale_data, self.source, replace(self.state, length=n, place=0))
+            for n in lengths
+        ]
+
+
+def block_scale(model: Transformer | Source, lang: str = "en", **chosen: Any) -> BlockScale:
+    """One block of real weights: its length, its range, three conventions of symmetric integers, a
+    zero point.
+
+    Args:
+        model: a Transformer with a tokenizer, or a Source.
+        lang: "en" or "ko".
+        chosen: what to begin with, fields of BlockScaleState: `bits=3, length=16`.
+
+    Returns:
+        the widget; `.figure()` is its picture.
+
+    Example:
+        >>> qlab.widgets.block_scale(qlab.load("tiny"))   # doctest: +SKIP
+    """
+    return BlockScale(source_of(model), lang, **chosen)

@@ -1,0 +1,67 @@
+"""The controls of every widget: one width, a name, a tooltip and a short sentence below; all are
+moved with the keyboard.
+
+Arrow keys move a slider by one, Page Up and Page Down by more, Home and End to its ends.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from typing import Any
+
+import ipywidgets
+
+from qlab.plots.widget_words import say
+
+WIDTH = "250px"
+_SMALL = "font-size:11px;line-height:13px;color:var(--jp-ui-font-color2,#616161)"
+_STYLE = {"description_width": "76px"}
+
+
+def _common(name: str, tooltip: str, lang: str) -> dict[str, Any]:
+    return {
+        "description": say(name, lang),
+        "tooltip": say(tooltip, lang),
+        "style": _STYLE,
+        "layout": ipywidgets.Layout(width=WIDTH, margin="0"),
+    }
+
+
+def choice(
+    name: str, options: Iterable, value: Any, tooltip: str, lang: str
+) -> ipywidgets.Dropdown:
+    """One of many: a drop-down list."""
+    return ipywidgets.Dropdown(options=list(options), value=value, **_common(name, tooltip, lang))
+
+
+def steps(
+    name: str, options: Iterable, value: Any, tooltip: str, lang: str
+) -> ipywidgets.SelectionSlider:
+    """One of a few in order: a slider over them."""
+    options = list(options)
+    return ipywidgets.SelectionSlider(options=options, value=value, **_common(name, tooltip, lang))
+
+
+def slider(
+    name: str, low: int, high: int, value: int, tooltip: str, lang: str
+) -> ipywidgets.IntSlider:
+    """An integer from `low` to `high`."""
+    return ipywidgets.IntSlider(value, low, high, **_common(name, tooltip, lang))
+
+
+def switch(name: str, value: bool, tooltip: str, lang: str) -> ipywidgets.Checkbox:
+    """On or off."""
+    box = ipywidgets.Checkbox(value, indent=False, **_common(name, tooltip, lang))
+    box.style.description_width = "initial"
+    return box
+
+
+def with_help(control: ipywidgets.DOMWidget) -> ipywidgets.VBox:
+    """A control and its sentence (its tooltip), in a fixed height, so that nothing moves."""
+    words = html.escape(control.tooltip or "")
+    line = ipywidgets.HTML(
+        f'<div style="{_SMALL}">{words}</div>',
+        layout=ipywidgets.Layout(width=WIDTH, height="28px", margin="0 0 4px 0", overflow="hidden"),
+    )
+    return ipywidgets.VBox([control, line], layout=ipywidgets.Layout(overflow="hidden"))

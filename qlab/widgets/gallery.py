@@ -1,0 +1,92 @@
+"""`gallery()`: every widget with its picture, a sentence, and the line that opens it."""
+
+from __future__ import annotations
+
+import html
+import io
+from typing import Any
+
+import ipywidgets
+
+from qlab.models.load import load
+from qlab.models.transformer import Transformer
+from qlab.plots import style
+from qlab.plots.widget_words import say
+from qlab.widgets.base import Live, WithPicture
+from qlab.widgets.block_scale import block_scale
+from qlab.widgets.formats import formats
+from qlab.widgets.source import Source, source_of
+from qlab.widgets.weights import weights
+
+# name -> (how it is made from a Source and a language, what it is for). A new widget gets a line
+# here.
+WIDGETS = {
+    "formats": (
+        lambda source, lang: formats(lang),
+        "A number is a pattern of bits: flip them, walk to the neighbours, "
+        "lay two formats on one line.",
+    ),
+    "block_scale": (
+        block_scale,
+        "A block of weights shares one scale: see which weights saturate, which vanish, "
+        "and what a zero point buys.",
+    ),
+    "weights": (
+        weights,
+        "A whole layer falls onto a grid: where the error is, what it costs in bits, "
+        "what it does to the output.",
+    ),
+}
+SCALE = 0.44  # of a thumbnail
+
+
+class Gallery(WithPicture):
+    """All widgets at a glance; see `gallery`."""
+
+    def __init__(self, source: Source, lang: str = "en"):
+        self.lang = lang
+        self.shown: dict[str, Live] = {n: make(source, lang) for n, (make, _) in WIDGETS.items()}
+        super().__init__([ipywidgets.HTML(self._entry(name)) for name in WIDGETS])
+        self.add_class("qlab-widget").add_class("qlab-gallery")
+
+    def _entry(self, name: str) -> str:
+        widget = self.shown[name]
+        call = "" if name == "formats" else "model"
+        return (
+            '<div style="display:flex;flex-wrap:wrap;gap:18px;margin:0 0 18px 0">'
+            f"{widget.draw(widget.state).svg(SCALE, picks=False)}"
+            '<div style="width:380px;line-height:1.45;color:var(--jp-ui-font-color1,#212121)">'
+            f"<b>{name}</b><br>{html.escape(say(WIDGETS[name][1], self.lang))}<br>"
+            f"<code>qlab.widgets.{name}({call})</code></div></div>"
+        )
+
+    def figure(self) -> Any:
+        """The pictures of all widgets, one under the other."""
+        from matplotlib.figure import Figure
+        from matplotlib.image import imread
+
+        images = [imread(io.BytesIO(style.png(w.figure(), 100))) for w in self.shown.values()]
+        width, height = max(i.shape[1] for i in images), sum(i.shape[0] + 40 for i in images)
+        figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+        top = height
+        for name, image in zip(self.shown, images):
+            top -= image.shape[0] + 40
+            axes = figure.add_axes((0, top / height, 1, image.shape[0] / height))
+            axes.imshow(image, aspect="auto", interpolation="none")
+            axes.set_axis_off()
+            axes.set_title(name, loc="left", fontsize=11, weight="bold", pad=6)
+        figure.set_label("; ".join(WIDGETS[name][1] for name in self.shown))
+        return figure
+
+
+def gallery(model: Transformer | Source | None = None, lang: str = "en") -> Gallery:
+    """Every widget with a picture and a sentence.
+
+    Args:
+        model: whose weights the pictures show; None: the bundled "tiny".
+        lang: "en" or "ko".
+
+    Example:
+        >>> qlab.widgets.gallery()   # doctest: +SKIP
+    """
+    return Gallery(source_of(load("tiny") if model is None else model), lang)
