@@ -120,14 +120,16 @@ def hub_config(facts: Mapping[str, Any]) -> Config:
     )
 
 
-def hub_biases(facts: Mapping[str, Any]) -> set[str]:
+def hub_biases(facts: Mapping[str, Any]) -> list[str]:
     """Paths of the linears that must have a bias, by `config.json`."""
     found = set(HUB_TYPES[facts["model_type"]])
     if facts.get("attention_bias"):
         found |= {f"self_attn.{name}_proj" for name in "qkvo"}
     if facts.get("mlp_bias"):
         found |= {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
-    return {f"layers.{i}.{path}" for i in range(facts["num_hidden_layers"]) for path in found}
+    return [
+        f"layers.{i}.{path}" for i in range(facts["num_hidden_layers"]) for path in sorted(found)
+    ]
 
 
 def gguf_config(metadata: Mapping[str, Any], tied: bool) -> Config:
