@@ -26,7 +26,7 @@ from qlab.specs import SPECS, explain
 from qlab.stats import Stats, output_error
 
 if _TYPE_CHECKING:
-    from qlab import evaluation, io, models, plots
+    from qlab import evaluation, exercises, io, models, plots, widgets
     from qlab.data import texts
     from qlab.evaluation import compare, evaluate
     from qlab.io import save
@@ -47,6 +47,8 @@ _LAZY = {
     "io": None,
     "evaluation": None,
     "plots": None,
+    "widgets": None,
+    "exercises": None,
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "dequantize",
     "evaluate",
     "evaluation",
+    "exercises",
     "explain",
     "fake_quantize",
     "fit",
@@ -80,6 +83,7 @@ __all__ = [
     "specs",
     "texts",
     "unpack",
+    "widgets",
 ]
 
 

@@ -240,8 +240,17 @@ def find(name: str) -> Spec:
 
 
 def name_of(spec: Spec) -> str:
-    """The name of a Spec in SPECS, or its repr."""
-    return next((name for name, known in SPECS.items() if known == spec), repr(spec))
+    """The name of a Spec in SPECS, or in short the fields that make it.
+
+    Example:
+        >>> name_of(SPECS["nf4"]), name_of(SPECS["uint4_g64"].replace(block=96))
+        ('nf4', 'UINT4, block 96, zero UINT4')
+    """
+    for name, known in SPECS.items():
+        if known == spec:
+            return name
+    fields = [f"{f} {getattr(spec, f)}" for f in ("zero", "offset") if getattr(spec, f) is not None]
+    return ", ".join([str(spec.format), f"block {spec.block}", *fields])
 
 
 def _integer(kind: str, bits: int) -> Format:

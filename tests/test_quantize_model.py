@@ -10,13 +10,13 @@ import pytest
 
 from qlab.formats import INT4, UINT4
 from qlab.methods import rtn
-from qlab.models.quantize import quantize_model, spec_name
+from qlab.models.quantize import quantize_model
 from qlab.models.report import Report
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear
 from qlab.qtensor import QTensor, Spec, dequantize, quantize
 from qlab.rules import absmax_full
-from qlab.specs import SPECS
+from qlab.specs import SPECS, name_of
 from qlab.stats import Stats, output_error
 from tests.models_for_tests import random_model, tokens_for, with_biases
 
@@ -31,7 +31,7 @@ def kinds(model) -> dict[str, str]:
     found = {}
     for path, layer in linears(model).items():
         q = isinstance(layer.weight, QTensor)
-        found[path] = spec_name(layer.weight.spec) if q else "float"
+        found[path] = name_of(layer.weight.spec) if q else "float"
     return found
 
 

@@ -22,7 +22,7 @@ from qlab.models.report import LayerReport, Report
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Label, Linear, Transformer, as_array
 from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize
-from qlab.specs import SPECS
+from qlab.specs import SPECS, name_of
 from qlab.stats import Stats, output_error
 
 Rule = Spec | str | Mapping[str, Spec | str | None] | Callable[[str], Spec | str | None]
@@ -138,16 +138,6 @@ def as_spec(spec: Spec | str | None) -> Spec | None:
     return SPECS[spec]
 
 
-def spec_name(spec: Spec) -> str:
-    """The name in SPECS, or the fields that make the Spec."""
-    for name, known in SPECS.items():
-        if known == spec:
-            return name
-    parts = [str(spec.format), f"block {spec.block}"]
-    parts += [f"{f} {getattr(spec, f)}" for f in ("zero", "offset") if getattr(spec, f) is not None]
-    return ", ".join(parts)
-
-
 def _plan(
     layers: Mapping[str, Linear], run: Callable, rule: Rule, skip: tuple[str, ...]
 ) -> dict[str, Spec | None]:
@@ -185,7 +175,7 @@ def _check_fit(path: str, layer: Linear, run: Callable, spec: Spec) -> None:
         )
     supports = getattr(run, "supports", None)
     if supports is not None and not supports(spec):
-        raise ValueError(f"method {_name(run)!r} cannot fill spec {spec_name(spec)!r} ({path})")
+        raise ValueError(f"method {_name(run)!r} cannot fill spec {name_of(spec)!r} ({path})")
 
 
 def _name(run: Callable) -> str:
@@ -211,7 +201,7 @@ def _layer(
     row = LayerReport(
         path=path,
         shape=tuple(w.shape),
-        spec=spec_name(q.spec),
+        spec=name_of(q.spec),
         bits_per_weight=bits_per_weight(q),
         error=found["error"],
         max_error=found["max_error"],
@@ -225,7 +215,7 @@ def _layer(
 def _notes(found: Mapping[str, float], used: Spec, asked: Spec) -> tuple[str, ...]:
     notes = [f"{int(found[key])} {what}" for key, what in _ODDITIES.items() if found[key]]
     if used != asked:
-        notes.append(f"the method used {spec_name(used)}, not {spec_name(asked)}")
+        notes.append(f"the method used {name_of(used)}, not {name_of(asked)}")
     return tuple(notes)
 
 
