@@ -131,12 +131,6 @@ class Readout:
     error: tuple[str, str]
     bytes: tuple[str, str]
 
-    def words(self, lang: str = "en") -> str:
-        """`4.5 bits per weight, SQNR 20.1 dB, …` for the aria-label."""
-        names = ("bits per weight", "SQNR", "output error", "bytes")
-        values = (self.bits[0], self.sqnr[0], self.error[0], self.bytes[0])
-        return ", ".join(f"{say(n, lang)} {v}" for n, v in zip(names, values))
-
 
 def title(
     picture: Picture, x: float, y: float, words: str, colour: str = "", note: str = ""
@@ -163,6 +157,8 @@ def head(picture: Picture, readout: Readout, sentence: str, lang: str, names: tu
     """
     names = names or ("bits per weight", "SQNR", "output error", "bytes")
     slots = (readout.bits, readout.sqnr, readout.error, readout.bytes)
+    said = [f"{say(name, lang)} {value}" for name, (value, _) in zip(names, slots)]
+    picture.label = f"{sentence} {', '.join(said)}"
     picture.rect(0, 0, WIDTH, 64, fill="panel")
     for i, (name, (value, note)) in enumerate(zip(names, slots)):
         x = 14 + i * 184
@@ -170,4 +166,3 @@ def head(picture: Picture, readout: Readout, sentence: str, lang: str, names: tu
         picture.text(x, 39, value, size=20, bold=True)
         picture.text(x, 56, note, size=11, colour="muted")
     picture.text(0, 86, sentence, size=13)
-    picture.label = f"{sentence} {readout.words(lang)}"

@@ -58,6 +58,7 @@ class View(anywidget.AnyWidget):
     export default { render };
     """
     _css = """
+    .qlab-widget .widget-inline-hbox .widget-label { text-align: left; }
     .qlab-picks { position: absolute; inset: 0; }
     .qlab-picks rect { cursor: pointer; outline: none; }
     .qlab-picks rect:hover { stroke: var(--jp-border-color1, #bdbdbd); }
@@ -101,6 +102,7 @@ class Live(WithPicture):
     ):
         self.controls, self.lang = dict(controls), lang
         self._state, self._quiet = state, False
+        self.ready = threading.Event()  # set when `warm` is done
         picture = self.draw(self.state)
         size = {"width": f"{picture.width + 4:g}px", "height": f"{picture.height + 4:g}px"}
         self.view = View(svg=picture.svg(), layout=ipywidgets.Layout(**size, flex="0 0 auto"))
@@ -169,6 +171,11 @@ class Live(WithPicture):
         self.picked(message["pick"], message["x"] or 0, message["y"] or 0, message["key"])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        tasks = self.warm()
-        threading.Thread(target=lambda: [task() for task in tasks], daemon=True).start()
-        return super()._repr_mimebundle_(**kwargs)
+        bundle = super()._repr_mimebundle_(**kwargs)
+        threading.Thread(target=self._warm_up, args=(self.warm(),), daemon=True).start()
+        return bundle
+
+    def _warm_up(self, tasks: list[Callable[[], Any]]) -> None:
+        for task in tasks:
+            task()
+        self.ready.set()

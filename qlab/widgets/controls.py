@@ -62,6 +62,6 @@ def with_help(control: ipywidgets.DOMWidget) -> ipywidgets.VBox:
     words = html.escape(control.tooltip or "")
     line = ipywidgets.HTML(
         f'<div style="{_SMALL}">{words}</div>',
-        layout=ipywidgets.Layout(width=WIDTH, height="28px", margin="0 0 4px 0", overflow="hidden"),
+        layout=ipywidgets.Layout(width=WIDTH, height="27px", margin="0 0 9px 2px"),
     )
     return ipywidgets.VBox([control, line], layout=ipywidgets.Layout(overflow="hidden"))

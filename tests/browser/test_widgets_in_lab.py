@@ -1,0 +1,173 @@
+"""Every widget in JupyterLab: no error, keys followed within 100 ms, no jump, light and dark;
+and an exported page shows its picture without a network."""
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("nbformat")
+
+LOAD = "import qlab\nimport qlab.widgets as widgets\nmodel = qlab.load('tiny')"
+LAYER = "layer='layers.1.self_attn.k_proj'"
+TARGET, LIMIT = 100, 250  # ms: what a reader shall feel; what a busy shared machine must keep
+
+
+def opened(lab, name, call):
+    notebook = lab.open([LOAD, f"widget = {call}\nwidget", "widget.ready.wait(100)"], name)
+    notebook.run()
+    notebook.page.wait_for_selector(".qlab-widget svg[role=img]")
+    return notebook
+
+
+def measured(notebook, widget, moves):
+    """Presses every (control, key, times); prints the median from key to picture in ms."""
+    notebook.watch(widget)
+    height = notebook.height(widget)
+    for control, key, count in moves:
+        notebook.handle(widget, control).focus()
+        for _ in range(count):
+            notebook.press(widget, key)
+            assert notebook.height(widget) == height, "the layout jumped"
+    times = sorted(notebook.times())
+    median, p95 = statistics.median(times), times[int(0.95 * (len(times) - 1))]
+    print(
+        f"\n{widget}: key to picture, {len(times)} moves: median {median:.0f} ms, "
+        f"p95 {p95:.0f} ms, worst {times[-1]:.0f} ms (target {TARGET} ms, limit {LIMIT} ms)"
+    )
+    assert len(times) >= sum(count for _, _, count in moves) * 0.9
+    assert median < LIMIT
+
+
+def both_themes(notebook, widget):
+    """Screenshots in light and dark; they differ, so the theme is followed."""
+    notebook.theme("light")
+    light = notebook.shot(widget, f"{widget}-light")
+    notebook.theme("dark")
+    dark = notebook.shot(widget, f"{widget}-dark")
+    notebook.theme("light")
+    assert light.read_bytes() != dark.read_bytes()
+
+
+def test_weights(lab):
+    notebook = opened(lab, "weights", f"widgets.weights(model, {LAYER})")
+    both_themes(notebook, "qlab-weights")
+    moves = [("bits", "ArrowRight", 4), ("bits", "ArrowLeft", 6), ("block", "ArrowRight", 4)]
+    moves += [("block", "ArrowLeft", 4), ("channel", "ArrowRight", 6), ("place", "ArrowRight", 3)]
+    measured(notebook, "qlab-weights", moves)
+    assert "INT2, blocks of 32" in notebook.label("qlab-weights")
+    before = notebook.picture("qlab-weights")
+    notebook.page.locator("[data-pick=heat]").click(position={"x": 200, "y": 100})
+    notebook.await_change("qlab-weights", before)
+    notebook.press("qlab-weights", "ArrowUp")  # the heat map has kept the focus
+    notebook.close()
+
+
+def test_formats(lab):
+    notebook = opened(lab, "formats", "widgets.formats()")
+    both_themes(notebook, "qlab-formats")
+    measured(notebook, "qlab-formats", [("value", "ArrowRight", 12), ("value", "ArrowLeft", 12)])
+    assert "= 1 " in notebook.label("qlab-formats")
+    notebook.page.locator("[data-pick=bit7]").focus()
+    notebook.press("qlab-formats", "Space")
+    assert "= −1 " in notebook.label("qlab-formats")
+    assert notebook.page.locator("[data-pick=bit7]").get_attribute("aria-checked") == "true"
+    notebook.press("qlab-formats", "Enter")  # still the focus, though the picture is new
+    assert "= 1 " in notebook.label("qlab-formats")
+    notebook.close()
+
+
+def test_block_scale(lab):
+    notebook = opened(lab, "block_scale", f"widgets.block_scale(model, {LAYER})")
+    both_themes(notebook, "qlab-block_scale")
+    moves = [("range, %", "ArrowLeft", 8), ("bits", "ArrowLeft", 2), ("bits", "ArrowRight", 2)]
+    moves += [("scale", "ArrowRight", 2), ("place", "ArrowRight", 5), ("channel", "ArrowRight", 5)]
+    measured(notebook, "qlab-block_scale", moves)
+    before = notebook.picture("qlab-block_scale")
+    notebook.page.locator("[data-pick=gptq_asym]").click()
+    notebook.await_change("qlab-block_scale", before)
+    assert "saturate" in notebook.label("qlab-block_scale")
+    notebook.close()
+
+
+def test_korean_and_gallery(lab):
+    korean = f"widgets.weights(model, 'ko', {LAYER})"
+    notebook = opened(
+        lab, "korean", f"gallery = widgets.gallery(model)\ndisplay(gallery)\nwidget = {korean}"
+    )
+    assert "출력 오차" in notebook.label("qlab-weights")
+    fonts = "() => document.fonts.check(\"16px 'Noto Sans CJK KR'\", '가중치')"
+    assert notebook.page.evaluate(fonts)
+    notebook.shot("qlab-weights", "qlab-weights-korean")
+    assert notebook.page.locator(".qlab-gallery svg[role=img]").count() == 3
+    both_themes(notebook, "qlab-gallery")
+    notebook.close()
+
+
+RUN = """
+import time
+from dataclasses import dataclass
+from qlab.plots.svg import Picture
+from qlab.widgets.controls import slider
+from qlab.widgets.run import Run
+
+@dataclass(frozen=True)
+class State:
+    bits: int = 4
+
+class Slow(Run):
+    def compute(self, key):
+        time.sleep(0.3)
+        return key ** 2
+    def draw_table(self, table, state):
+        picture = Picture(300, 40)
+        total = sum(v for k, v in table.items() if k <= state.bits)
+        picture.text(0, 20, f'sum up to {state.bits}: {total}')
+        picture.label = f'{len(table)} rows, sum {total}'
+        return picture
+
+bits = slider('bits', 1, 9, 4, 'Bits of a code: n bits are 2ⁿ levels.', 'en')
+widget = Slow('slow', State, {'bits': bits}, range(1, 9))
+widget.ready.set()
+widget
+"""
+
+
+def test_run(lab):
+    """A button, progress while the kernel stays free, stop, go on; sliders live in the table."""
+    notebook = lab.open([RUN], "run")
+    notebook.run()
+    page = notebook.page
+    page.get_by_role("button", name="run", exact=True).click()
+    page.wait_for_selector(".qlab-slow svg[aria-label^='2 rows']")
+    page.get_by_role("button", name="stop", exact=True).click()
+    page.wait_for_selector("button:has-text('run'):enabled")
+    assert notebook.label("qlab-slow")[0] in "234"
+    page.get_by_role("button", name="run", exact=True).click()
+    page.wait_for_selector(".qlab-slow svg[aria-label^='8 rows']")
+    measured(notebook, "qlab-slow", [("bits", "ArrowRight", 4), ("bits", "ArrowLeft", 4)])
+    assert notebook.label("qlab-slow") == "8 rows, sum 30"
+    notebook.close()
+
+
+def test_exported_page_shows_the_picture_offline(lab, tmp_path):
+    """Executed, state dropped, exported by nbconvert, opened offline: the PNG is there."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.v4.new_notebook()
+    source = "import qlab.widgets as widgets\nwidgets.formats(format='FP8')"
+    notebook.cells = [nbformat.v4.new_code_cell(source)]
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, tmp_path / "page.ipynb")
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", str(tmp_path / "page.ipynb")]
+    subprocess.run(command, check=True, capture_output=True)
+    page = lab.context.new_page()
+    page.route("http*://**", lambda route: route.abort())
+    page.goto((tmp_path / "page.html").as_uri(), wait_until="domcontentloaded")
+    image = page.locator(".jp-RenderedImage img, .output_png img").first
+    image.wait_for()
+    assert image.evaluate("(img) => img.complete && img.naturalWidth") > 700
+    page.close()
