@@ -1,4 +1,4 @@
-"""`make figures`: every figure of the documentation, each one call of `qlab.plots`, as SVG, PNG and words.
+"""`make figures`: every figure of the documentation, one call of `qlab.plots` each.
 
     python figures/make_figures.py                 all
     python figures/make_figures.py weights grid    some

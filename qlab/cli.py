@@ -150,11 +150,12 @@ def quantize(
     quantized = qlab.quantize_model(_load(model), method, spec, progress=console.is_terminal)
     qlab.save(quantized, output)
     cost = size(quantized).linears
-    console.print(quantized.report)
+    console.print(str(quantized.report), markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"wrote [bold]{output}[/]: {cost.bits_per_weight:.3f} bits a weight in the linears, "
         f"{_bytes(cost.bytes_packed)} packed; look at it with [bold]qlab inspect {output}[/]",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -182,22 +183,22 @@ def inspect(model: Model) -> None:
             highlight=False,
         )
     for note in loaded.notes:
-        console.print(f"· {note}", style="dim", markup=False)
+        console.print(f"· {note}", style="dim", markup=False, highlight=False)
     for key, value in loaded.label.provenance.items():
         console.print(f"{key}: {value}", style="dim", markup=False, highlight=False)
     if loaded.report is not None:
-        console.print(loaded.report)
+        console.print(str(loaded.report), markup=False, highlight=False, soft_wrap=True)
 
 
 def _tensors(model: Any) -> Table:
     """One line for each kind of matrix: how many, their shape, how they are stored."""
-    from qlab.models.quantize import spec_name
+    from qlab.specs import name_of
     from qlab.models.surgery import linears
     from qlab.qtensor import QTensor, bits_per_weight
 
     def stored(w: Any) -> tuple[str, str, str]:
         if isinstance(w, QTensor):
-            return str(w.shape), spec_name(w.spec), f"{bits_per_weight(w):.3f}"
+            return str(w.shape), name_of(w.spec), f"{bits_per_weight(w):.3f}"
         return str(w.shape), str(w.dtype), f"{8 * w.dtype.itemsize}"
 
     kinds: dict[tuple[str, ...], int] = {}
@@ -300,6 +301,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # how typer says that the command line itself is wrong
         if debug or not hasattr(error, "format_message"):
             raise
-        said = f"{error.format_message()} See qlab --help."  # type: ignore[attr-defined]
+        said = f"{error.format_message().rstrip('.')}. See qlab --help."  # type: ignore[attr-defined]
         Console(stderr=True, soft_wrap=True).print(said, style="red", markup=False, highlight=False)
         return 2

@@ -42,7 +42,7 @@ def test_explain(capsys):
         (["evaluate", "tiny", "--text", "englsh"], ["englsh", "english"]),
         (["evaluate", "tiny", "--tokens", "100", "--context", "256"], ["100", "256"]),
         (["evaluate", "tiny", "--tokens", "512", "--protocol", "gtpq"], ["gtpq", "gptq"]),
-        (["evaluate", "tiny", "--tokens", "many"], ["many", "--help"]),
+        (["evaluate", "tiny", "--tokens", "many"], ["--tokens", "integer", "--help"]),
         (["explan", "int4_g64"], ["explan", "--help"]),
         (["inspect", "no_such_file.gguf"], ["no_such_file.gguf"]),
     ],
