@@ -352,7 +352,10 @@ def test_tiny():
 
 @pytest.mark.network
 def test_smollm2():
-    stored = qlab.load("smollm2-135m", as_stored=True)
+    try:
+        stored = qlab.load("smollm2-135m", as_stored=True)
+    except ConnectionError as error:
+        pytest.skip(str(error))
     model = qlab.load("smollm2-135m")
     assert all(isinstance(x.weight, QTensor) for x in linears(stored).values())
     assert not any(isinstance(x.weight, QTensor) for x in linears(model).values())
