@@ -207,7 +207,7 @@ def test_bits_and_values(name):
 
 def test_formula_computes_the_value():
     """The line that explains a value is evaluated: it says the value itself."""
-    for name in ("FP32", "BF16", "FP16", "FP8", "FP8_E5M2", "FP4"):
+    for name in ("FP32", "BF16", "FP16", "FP8", "FP8_E5M2", "FP4", "FP6_E2M3", "FP6_E3M2"):
         k = numbers(name)
         for code in np.random.default_rng(1).integers(0, 2**k.bits, 50):
             value = k.value(int(code))

@@ -150,9 +150,9 @@ def _sweep(picture: Picture, data: BlockScaleData, now: Variant, lang: str) -> N
     low, high = float(decibel.min()), float(decibel.max())
     edge = 0.08 * (high - low) + 0.5
     y = Axis(low - edge, high + edge, 330, 130)
-    x = Axis(100 * data.ranges[0] - 2, 100 * data.ranges[-1] + 2, 556, 738)
+    x = Axis(100 * data.ranges[0] - 2, 100 * data.ranges[-1] + 2, 556, 724)
     for tick in y.ticks(4):
-        picture.segments(556, y(tick), 738, y(tick), stroke="faint", opacity=0.6)
+        picture.segments(556, y(tick), 724, y(tick), stroke="faint", opacity=0.6)
         picture.text(552, float(y(tick)) + 4, number(tick), size=11, colour="muted", anchor="end")
     picture.line(x(100 * data.ranges), y(decibel), stroke="blue", width=2)
     picture.dots(x(100 * data.ranges), y(decibel), 2.5, fill="blue")

@@ -132,7 +132,7 @@ def _snapping(picture: Picture, data: WeightsData, axis: Axis, lang: str) -> Non
     picture.segments(before, 336, after, 366, stroke="muted")
     picture.dots(before, 332, 3.5, fill="blue")
     x_axis(picture, near, 384)
-    words = say("one block, enlarged: {n} levels in reach", lang, n=len(data.levels))
+    words = say("one block, enlarged ({n} levels)", lang, n=len(data.levels))
     title(picture, 0, 424, words, "green")
 
 
@@ -145,6 +145,7 @@ def _place(data: WeightsData, lang: str) -> str:
 def _heat_map(picture: Picture, data: WeightsData, lang: str) -> None:
     x, y, w, h = HEAT
     rows, columns = data.heat.shape
+    w, h = columns * (w // columns), rows * (h // rows)  # whole pixels: no seams between cells
     low, high = float(data.heat.min()), float(data.heat.max())
     shades = (
         0.1 + 0.9 * (data.heat - low) / (high - low)
@@ -153,12 +154,12 @@ def _heat_map(picture: Picture, data: WeightsData, lang: str) -> None:
     )
     note = say("across: along a row; down: output channels", lang)
     title(picture, x, 112, say("where the error is", lang), "vermilion", note)
-    picture.cells(HEAT, shades - 0.05, fill="vermilion")
+    picture.cells((x, y, w, h), shades - 0.05, fill="vermilion")
     r, c = data.cell
     frame = (x + c * w / columns, y + r * h / rows, w / columns, max(h / rows, 5))
     picture.rect(*frame, stroke="paper", width=5)
     picture.rect(*frame, stroke="ink", width=2.5)
-    picture.pick("heat", HEAT, say("choose a block: click, or arrow keys", lang))
+    picture.pick("heat", (x, y, w, h), say("choose a block: click, or arrow keys", lang))
     for i in range(10):
         picture.rect(x + 50 + 11 * i, y + h + 10, 11, 9, fill="vermilion", opacity=(i + 1) / 10)
     picture.text(x + 44, y + h + 19, share(low), size=11, colour="muted", anchor="end")

@@ -31,7 +31,7 @@ KOREAN = {
     "one scale for all": "전체에 스케일 하나",
     "all weights of the layer": "층의 모든 가중치",
     "their errors": "그 오차",
-    "one block, enlarged: {n} levels in reach": "블록 하나를 확대: 쓸 수 있는 레벨 {n}개",
+    "one block, enlarged ({n} levels)": "블록 하나를 확대 (레벨 {n}개)",
     "output channel {channel}, weights {first} to {last}": "출력 채널 {channel}, 가중치 {first}~{last}",
     "where the error is": "오차가 있는 곳",
     "across: along a row; down: output channels": "가로: 행 방향, 세로: 출력 채널",

@@ -101,7 +101,7 @@ class Live(WithPicture):
         below: Sequence[Any] = (),
     ):
         self.controls, self.lang = dict(controls), lang
-        self._state, self._quiet = state, False
+        self._state, self._quiet, self._shown = state, False, False
         self.ready = threading.Event()  # set when `warm` is done
         picture = self.draw(self.state)
         size = {"width": f"{picture.width + 4:g}px", "height": f"{picture.height + 4:g}px"}
@@ -172,8 +172,14 @@ class Live(WithPicture):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = super()._repr_mimebundle_(**kwargs)
-        threading.Thread(target=self._warm_up, args=(self.warm(),), daemon=True).start()
+        self._shown = True
+        self.warm_soon()
         return bundle
+
+    def warm_soon(self) -> None:
+        """Starts `warm` in the background if the widget is on a page."""
+        if self._shown:
+            threading.Thread(target=self._warm_up, args=(self.warm(),), daemon=True).start()
 
     def _warm_up(self, tasks: list[Callable[[], Any]]) -> None:
         for task in tasks:

@@ -33,7 +33,7 @@ class BlockScale(Live):
         out, row = source.weight(s.layer).shape
         controls = {
             "layer": make.choice(
-                "layer", source.layers, s.layer, "Which matrix of the model.", lang
+                "layer", source.options, s.layer, "Which matrix of the model.", lang
             ),
             "bits": make.slider(
                 "bits", 2, 8, s.bits, "Bits of a code: n bits are 2ⁿ levels.", lang
@@ -43,7 +43,7 @@ class BlockScale(Live):
             ),
             "convention": make.steps(
                 "scale",
-                [(f"amax / {n}", c) for n, c in zip(("hi", "mid", "−lo"), CONVENTIONS)],
+                self._conventions(s.bits),
                 s.convention,
                 "By what the largest weight is divided.",
                 lang,
@@ -70,6 +70,10 @@ class BlockScale(Live):
     def _fitting(self, row: int) -> list[int]:
         return [n for n in LENGTHS if row % n == 0]
 
+    def _conventions(self, bits: int) -> list[tuple[str, str]]:
+        hi = 2 ** (bits - 1) - 1
+        return [(f"amax / {d:g}", c) for d, c in zip((hi, hi + 0.5, hi + 1), CONVENTIONS)]
+
     def draw(self, state: BlockScaleState) -> Picture:
         return draw_block_scale(block_scale_data(self.source, state), self.lang)
 
@@ -80,6 +84,10 @@ class BlockScale(Live):
             length = c["length"].value if row % c["length"].value == 0 else LENGTHS[0]
             c["length"].options, c["length"].value = self._fitting(row), length
             c["channel"].max = out - 1
+        if changed == "bits":
+            convention = c["convention"].value
+            c["convention"].options = self._conventions(c["bits"].value)
+            c["convention"].value = convention
         c["place"].max = row // c["length"].value - 1
 
     def picked(self, name: str, x: float, y: float, key: str) -> None:

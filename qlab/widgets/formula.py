@@ -18,6 +18,8 @@ def formula(k: Numbers, code: int) -> str:
     value, bits = k.value(code), f"{code:0{k.bits}b}"
     if k.layout[0] == "i":
         low = int(k.value(0))
+        if low == 0:
+            return f"{bits} = {code}"
         twos = f"{code ^ 1 << (k.bits - 1):0{k.bits}b}"
         return f"{bits} = {code}, {code} − {-low} = {number(value)}  (two's complement: {twos})"
     if k.layout[0] == "t":

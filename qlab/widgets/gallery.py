@@ -37,7 +37,7 @@ WIDGETS = {
         "what it does to the output.",
     ),
 }
-SCALE = 0.44  # of a thumbnail
+SCALE = 0.55  # of a thumbnail
 
 
 class Gallery(WithPicture):

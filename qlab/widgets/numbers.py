@@ -22,7 +22,10 @@ WIDE = {
     "BF16": (ml_dtypes.bfloat16, "s" + "e" * 8 + "m" * 7),
     "FP16": (np.float16, "s" + "e" * 5 + "m" * 10),
 }
-SWITCHES = ("FP32", "BF16", "FP16", "FP8", "FP8_E5M2", "FP4", "INT8", "INT4", "INT2", "NF4")
+# Whose bits can be switched: the best known first, then every other whose patterns have an order.
+KNOWN = ("FP32", "BF16", "FP16", "FP8", "FP8_E5M2", "FP4", "INT8", "INT4", "INT2", "NF4")
+UNORDERED = ("E8M0", "UE4M3", "BNB_FP4", "TERNARY", "TERNARY2")
+SWITCHES = (*KNOWN, *(name for name in FORMATS if name not in (*KNOWN, *UNORDERED)))
 LINES = ("BF16", "FP16", *FORMATS)
 
 

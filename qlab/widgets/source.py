@@ -49,6 +49,11 @@ class Source:
             raise ValueError(f"the model has no layer {layer!r}: did you mean {near!r}?")
         return np.asarray(as_array(self._linears[layer].weight), np.float32)
 
+    @property
+    def options(self) -> list[tuple[str, str]]:
+        """(what a list shows, path) of every layer: `layers.` before each would only be cut off."""
+        return [(path.removeprefix("layers."), path) for path in self.layers]
+
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
         """What every layer reads on the calibration windows: path -> (sequences, time, in)."""

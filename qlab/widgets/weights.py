@@ -30,7 +30,7 @@ class Weights(Live):
         out, blocks = self._fitting(state.layer)
         controls = {
             "layer": make.choice(
-                "layer", source.layers, state.layer, "Which matrix of the model.", lang
+                "layer", self.source.options, state.layer, "Which matrix of the model.", lang
             ),
             "kind": make.choice(
                 "numbers",
@@ -56,10 +56,15 @@ class Weights(Live):
                 "Whose numbers are shown: the output channel …",
                 lang,
             ),
-            "place": make.slider("place", 0, 0, 0, "… and which weights of its row.", lang),
+            "place": make.slider(
+                "place",
+                0,
+                self._places(state),
+                state.place,
+                "… and which weights of its row.",
+                lang,
+            ),
         }
-        controls["place"].max = self._places(state)
-        controls["place"].value = state.place
         super().__init__("weights", WeightsState, controls, lang)
 
     def _fitting(self, layer: str) -> tuple[int, list[int | str]]:
@@ -87,6 +92,8 @@ class Weights(Live):
             c["channel"].max = out - 1
             c["block"].options, c["block"].value = blocks, block
         c["place"].max = self._places(self.state)
+        if changed in ("layer", "kind"):
+            self.warm_soon()
 
     def picked(self, name: str, x: float, y: float, key: str) -> None:
         places, channels = self.controls["place"].max + 1, self.controls["channel"].max + 1
