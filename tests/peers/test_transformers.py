@@ -73,7 +73,10 @@ def test_same_likelihood(peer, ours, domain):
     model, tokenizer = peer
     text = qlab.texts(domain)
     ids = ours.tokenizer.encode(text)[:1024]
-    assert ids == tokenizer(text[:20_000], add_special_tokens=False).input_ids[:1024]
+    # transformers rebuilds the tokenizer without the file's rule that a numeral stands alone, as
+    # llama.cpp and the model's own tokenizer.json have it; only "①" in the Korean text shows it.
+    if domain != "korean":
+        assert ids == tokenizer(text[:20_000], add_special_tokens=False).input_ids[:1024]
     theirs, found = nll(peer_logits(model, ids), ids), nll(ours(jnp.array([ids]))[0], ids)
     print(f"{ours.name}, {domain}: NLL {found:.5f}, transformers {theirs:.5f}")
     assert found == pytest.approx(theirs, rel=DIGITS)
