@@ -28,6 +28,7 @@ class Format:
         bits: storage of one code in bits; fractional where several codes share a byte.
         grid: (codes,) float32, the value of every code; NaN where a pattern is no finite number.
         ties: where a number halfway between two values goes: to the "even" code, "down" or "up".
+            "down" is bitsandbytes' rule, whose halfway is the nearest float32 to the midpoint.
         dtype: a JAX dtype with exactly this grid whose cast rounds to nearest even, or None.
 
     Two Formats are equal when name and bits are (grids hold NaN).
@@ -88,9 +89,9 @@ class Format:
         middle = (v[:-1] + v[1:]) / 2
         cut = middle.astype(np.float32)
         tie = cut.astype(np.float64) == middle
-        even = (self._codes[:-1] % 2 == 0) & (self.ties == "even")
-        below = tie & (even | (self.ties == "down"))
-        up = (cut < middle) | below
+        even = tie & (self._codes[:-1] % 2 == 0) & (self.ties == "even")
+        # "down": the midpoint is a float32, and a number equal to it stays below.
+        up = (cut < middle) | even | (self.ties == "down")
         cut = np.where(up, np.nextafter(cut, np.float32(np.inf)), cut).astype(np.float32) + 0.0
         bits = cut.view(np.int32)
         return bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -139,7 +140,10 @@ def _dynamic8() -> np.ndarray:
     """
     values = [np.float32(0), np.float32(1)]
     for i in range(7):
-        edges = np.linspace(0.1, 1, 2**i + 1, dtype=np.float32)
+        # torch.linspace: a float32 step, counted from the nearer end, each edge rounded once.
+        step, j = (np.float32(1) - np.float32(0.1)) / np.float32(2**i), np.arange(2**i + 1.0)
+        low, high = np.float32(0.1) + np.float64(step) * j, 1 - np.float64(step) * (2**i - j)
+        edges = np.where(2 * j < 2**i, low, high).astype(np.float32)
         middle = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
         values += [*middle, *-middle]
     return np.sort(np.array(values, np.float32))
@@ -183,7 +187,7 @@ FP6_E3M2 = Format("FP6_E3M2", 6, _bit_patterns(ml_dtypes.float6_e3m2fn, 64))
 FP4 = Format("FP4", 4, _bit_patterns(ml_dtypes.float4_e2m1fn, 16))  # E2M1: 0 .5 1 1.5 2 3 4 6
 NF4 = Format("NF4", 4, _NF4, ties="down")
 IQ4NL = Format("IQ4NL", 4, _IQ4NL)
-BNB_FP4 = Format("BNB_FP4", 4, np.concatenate([_BNB_FP4, -_BNB_FP4]))
+BNB_FP4 = Format("BNB_FP4", 4, np.concatenate([_BNB_FP4, -_BNB_FP4]), ties="down")
 DYNAMIC8 = Format("DYNAMIC8", 8, _dynamic8(), ties="down")
 TERNARY = Format("TERNARY", 1.625, _TERNARY)  # five trits a byte: 52 bytes for 256
 TERNARY2 = Format("TERNARY2", 2, _TERNARY)  # one trit in two bits

@@ -130,7 +130,9 @@ def hqq_minmax(blocks: jax.Array, format: Format) -> Ranges:
     Quantization).
     """
     low, high = jnp.min(blocks, -1), jnp.max(blocks, -1)
-    inverse = jnp.minimum(divide(jnp.full_like(low, format.max - format.min), high - low), 2e4)
+    # m · (1 / (max − min)), rounded twice: torch, and so hqq, divides a number by a tensor so.
+    inverse = multiply(divide(jnp.ones_like(low), high - low), jnp.float32(format.max - format.min))
+    inverse = jnp.minimum(inverse, 2e4)
     inverse = jnp.where(high - low <= 1e-4, 1.0, inverse)
     return divide(jnp.ones_like(low), inverse), -low * inverse, None
 

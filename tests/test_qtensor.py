@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qlab
@@ -36,6 +36,7 @@ def normal(*shape):
 # ---- blocks ----
 
 
+@settings(max_examples=12)  # every shape is compiled anew
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 5), st.integers(1, 7))
 def test_blocks_and_spread_are_inverse(rows, cols, r, c):
     w = np.arange(rows * cols, dtype=np.float32).reshape(rows, cols)
