@@ -144,7 +144,8 @@ def render() -> None:
     for name in WINDOWS:
         rows = stored(name)
         if rows:
-            parts += [f"## {name}", "", Comparison(tuple(rows)).to_markdown(), told(rows[0]), ""]
+            table = Comparison(tuple(rows)).to_markdown().rstrip()
+            parts += [f"## {name}", "", remarks(rows), table, told(rows[0]), ""]
     write(RESULTS / "tables.md", "\n".join(parts).rstrip() + "\n")
     print(f"wrote {RESULTS / 'tables.md'}")
 
@@ -159,6 +160,26 @@ def stored(name: str) -> list[Evaluation]:
     if rows:
         qlab.compare(rows, show=False)  # refuses, by name, what does not belong together
     return rows
+
+
+def remarks(rows: list[Evaluation]) -> str:
+    """What happens at two bits and on Korean, in numbers."""
+    by = {row.name: row for row in rows}
+    lines = []
+    if "INT2 g64" in by and "float" in by:
+        two = [
+            f"{t.name} {by['float'][t.name].ppl.value:.3g} → {t.ppl.value:.3g}, "
+            f"top-1 kept {100 * t.same_top1.value:.1f} %"
+            for t in by["INT2 g64"].texts
+        ]
+        lines.append(f"* At INT2 g64 perplexity goes: {'; '.join(two)}.")
+    pairs = [
+        f"{row.name} {row['korean'].kl.value / row['english'].kl.value:.2f}"
+        for row in rows
+        if row["english"].kl.value > 0
+    ]
+    lines.append(f"* KL on Korean over KL on English: {', '.join(pairs)}.")
+    return "\n".join(lines) + "\n"
 
 
 def told(row: Evaluation) -> str:

@@ -28,7 +28,7 @@ ROOT = HERE.parent
 def weights() -> Any:
     """A real layer's weights under three per-tensor grids."""
     model = qlab.load("tiny")
-    path = "layers.1.mlp.up_proj"
+    path = "layers.2.self_attn.o_proj"
     w = np.asarray(linears(model)[path].weight, np.float32)
     levels = {}
     for bits in (8, 4, 2):
@@ -46,7 +46,8 @@ def grid() -> Any:
 
     name = "smollm2-135m"
     rows = grid_study(qlab.load(name, as_stored=True), qlab.load(name))
-    curves = {key: [row[key] for row in rows] for key in rows[0] if key != "bits"}
+    names = {"as stored": "as stored", "dithered": "dithered", "gaussian": "Gaussian"}
+    curves = {shown: [row[key] for row in rows] for key, shown in names.items()}
     return qlab.plots.grid_study([int(row["bits"]) for row in rows], curves, model=name)
 
 

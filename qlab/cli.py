@@ -192,9 +192,9 @@ def inspect(model: Model) -> None:
 
 def _tensors(model: Any) -> Table:
     """One line for each kind of matrix: how many, their shape, how they are stored."""
-    from qlab.specs import name_of
     from qlab.models.surgery import linears
     from qlab.qtensor import QTensor, bits_per_weight
+    from qlab.specs import name_of
 
     def stored(w: Any) -> tuple[str, str, str]:
         if isinstance(w, QTensor):

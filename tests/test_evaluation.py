@@ -294,6 +294,8 @@ def test_numbers_are_written_to_the_place_the_bar_justifies():
     assert with_bar(1234.6, 56.7) == "1235 ± 57"
     assert with_bar(99.95, 0.0951) == "99.95 ± 0.10"
     assert with_bar(3.2e-9, 1.1e-9) == "(3.2 ± 1.1)e-9"
+    assert with_bar(1.377e-4, 2.03e-6) == "(1.377 ± 0.020)e-4"
+    assert with_bar(4715755.0, 1234567.0) == "(4.7 ± 1.2)e6"
     assert with_bar(7.51234, None) == "7.512"
 
 

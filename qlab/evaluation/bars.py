@@ -49,9 +49,10 @@ def with_bar(value: float, bar: float | None) -> str:
         return f"{value:.4g}"
     if bar == 0:
         return f"{value:.4g} ± 0"
-    if abs(value) < 1e-4 and bar < 1e-4:
-        power = int(np.floor(np.log10(max(abs(value), bar))))
-        return f"({value / 10.0**power:.1f} ± {bar / 10.0**power:.1f})e{power}"
+    size = max(abs(value), bar)
+    if size < 1e-3 or size >= 1e5:
+        power = int(np.floor(np.log10(size)))
+        return f"({with_bar(value / 10.0**power, bar / 10.0**power)})e{power}"
     first, power = f"{bar:.1e}".split("e")  # the bar rounded to two digits, 3.4e-02
     places = max(0, (1 if float(first) < 3.5 else 0) - int(power))
     return f"{value:.{places}f} ± {bar:.{places}f}"

@@ -7,8 +7,8 @@ Both models see the same windows; the reference's hidden states are computed onc
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -206,12 +206,8 @@ def _context(protocol: str, context: int | None, tokens: int | None, model: Any)
 
 def versions() -> dict[str, str]:
     """Versions of what computed the numbers."""
-    try:
-        ours = importlib.metadata.version("qlab")
-    except importlib.metadata.PackageNotFoundError:
-        ours = "not installed"
     return {
-        "qlab": ours,
+        "qlab": sys.modules["qlab"].__version__,  # loaded, as every parent package is
         "jax": jax.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -59,7 +59,9 @@ def weights_on_grid(
     grid[1, 0].set_ylabel("w − nearest level")
     figure.suptitle(f"{title} · {layer}", x=0.01, ha="left", fontsize=11, fontweight="bold")
     figure.set_label(
-        f"{title}. {len(w):,} weights of {layer}: a bell around zero. " + "; ".join(words) + ". "
+        f"{title}. {len(w):,} weights of {layer}: most of them near zero. "
+        + "; ".join(words)
+        + ". "
         "The error is a sawtooth: zero on a level, largest half way between two; "
         "relative error is root mean square of the error over that of the weights."
     )
