@@ -392,7 +392,7 @@ class Squares(Run):
 
     def __init__(self, fail: int | None = None):
         self.go, self.fail = threading.Semaphore(0), fail
-        controls = {"upto": slider("bits", 1, 9, 3, "Bits of a code: n bits are 2ⁿ levels.", "en")}
+        controls = {"upto": slider("bits", 1, 9, 3, "en")}
         super().__init__("squares", SquaresState, controls, [1, 2, 3, 4])
 
     def compute(self, key):

@@ -121,7 +121,7 @@ def _weights(picture: Picture, data: BlockScaleData, now: Variant, lang: str) ->
     x = Axis(-0.7, n - 0.3, 46, 490)(np.arange(n))
     picture.rect(46, 130, 444, 200, fill="panel", opacity=0.55)
     inside = now.levels[np.abs(now.levels) < end]
-    faint = 1 if len(inside) <= 40 else 0.35
+    faint = 1 if len(inside) <= 40 else 0.2
     picture.segments(46, y(inside), 490, y(inside), stroke="green", width=0.8, opacity=faint)
     for tick in y.ticks(4):
         picture.text(42, float(y(tick)) + 4, number(tick), size=11, colour="muted", anchor="end")

@@ -186,5 +186,6 @@ def _numbers(picture: Picture, data: WeightsData, lang: str) -> None:
         picture.rect(0, line_y - 9, 4, 11, fill=colour)
         picture.text(10, line_y, say(name, lang), size=11.5, colour="muted")
         for j, words in enumerate(cells):
-            words = words[1:] if float(words) == 0 else words.replace("-", "−")
+            words = words.removeprefix("+").removeprefix("-") if words[1:] == "0.0000" else words
+            words = words.replace("-", "−")
             picture.text(100 + 58 * j, line_y, words, size=11.5, anchor="end")

@@ -32,38 +32,14 @@ class BlockScale(Live):
         s = BlockScaleState(**{"layer": source.layers[len(source.layers) // 2 + 1], **chosen})
         out, row = source.weight(s.layer).shape
         controls = {
-            "layer": make.choice(
-                "layer", source.options, s.layer, "Which matrix of the model.", lang
-            ),
-            "bits": make.slider(
-                "bits", 2, 8, s.bits, "Bits of a code: n bits are 2ⁿ levels.", lang
-            ),
-            "length": make.steps(
-                "block", self._fitting(row), s.length, "How many weights share one scale.", lang
-            ),
-            "convention": make.steps(
-                "scale",
-                self._conventions(s.bits),
-                s.convention,
-                "By what the largest weight is divided.",
-                lang,
-            ),
-            "range": make.steps(
-                "range, %",
-                RANGES,
-                s.range,
-                "Below 100: finer steps, but the largest saturate.",
-                lang,
-            ),
-            "zero": make.switch(
-                "zero point", s.zero, "Levels from the least to the largest weight.", lang
-            ),
-            "channel": make.slider(
-                "channel", 0, out - 1, s.channel, "Which row of the matrix …", lang
-            ),
-            "place": make.slider(
-                "place", 0, row // s.length - 1, s.place, "… and which block of the row.", lang
-            ),
+            "layer": make.choice("layer", source.options, s.layer, lang),
+            "bits": make.slider("bits", 2, 8, s.bits, lang),
+            "length": make.steps("block", self._fitting(row), s.length, lang),
+            "convention": make.steps("scale", self._conventions(s.bits), s.convention, lang),
+            "range": make.steps("range, %", RANGES, s.range, lang),
+            "zero": make.switch("zero point", s.zero, lang),
+            "channel": make.slider("channel", 0, out - 1, s.channel, lang),
+            "place": make.slider("place", 0, row // s.length - 1, s.place, lang),
         }
         super().__init__("block_scale", BlockScaleState, controls, lang)
 

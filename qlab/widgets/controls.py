@@ -14,45 +14,57 @@ import ipywidgets
 
 from qlab.plots.widget_words import say
 
+# What each control is for, in a line; a name means the same in every widget.
+HELP = {
+    "layer": "Which matrix of the model.",
+    "numbers": "Which kind of numbers the levels are.",
+    "bits": "Bits of a code: n bits are 2ⁿ levels.",
+    "block": "How many weights share one scale.",
+    "range rule": "How a block finds its scale.",
+    "channel": "Which row of the matrix …",
+    "place": "… and which part of its row.",
+    "format": "Whose bits are shown.",
+    "value": "Arrow keys walk to the neighbouring values.",
+    "compare": "The second format, below the line.",
+    "logarithmic line": "Floats are even here, integers on the linear line.",
+    "same largest value": "As a scale does: both reach exactly 1.",
+    "scale": "By what the largest weight is divided.",
+    "range, %": "Below 100: finer steps, but the largest saturate.",
+    "zero point": "Levels from the least to the largest weight.",
+}
 WIDTH = "250px"
 _SMALL = "font-size:11px;line-height:13px;color:var(--jp-ui-font-color2,#616161)"
 _STYLE = {"description_width": "76px"}
 
 
-def _common(name: str, tooltip: str, lang: str) -> dict[str, Any]:
+def _common(name: str, lang: str) -> dict[str, Any]:
     return {
         "description": say(name, lang),
-        "tooltip": say(tooltip, lang),
+        "tooltip": say(HELP[name], lang),
         "style": _STYLE,
         "layout": ipywidgets.Layout(width=WIDTH, margin="0"),
     }
 
 
-def choice(
-    name: str, options: Iterable, value: Any, tooltip: str, lang: str
-) -> ipywidgets.Dropdown:
+def choice(name: str, options: Iterable, value: Any, lang: str) -> ipywidgets.Dropdown:
     """One of many: a drop-down list."""
-    return ipywidgets.Dropdown(options=list(options), value=value, **_common(name, tooltip, lang))
+    return ipywidgets.Dropdown(options=list(options), value=value, **_common(name, lang))
 
 
-def steps(
-    name: str, options: Iterable, value: Any, tooltip: str, lang: str
-) -> ipywidgets.SelectionSlider:
+def steps(name: str, options: Iterable, value: Any, lang: str) -> ipywidgets.SelectionSlider:
     """One of a few in order: a slider over them."""
     options = list(options)
-    return ipywidgets.SelectionSlider(options=options, value=value, **_common(name, tooltip, lang))
+    return ipywidgets.SelectionSlider(options=options, value=value, **_common(name, lang))
 
 
-def slider(
-    name: str, low: int, high: int, value: int, tooltip: str, lang: str
-) -> ipywidgets.IntSlider:
+def slider(name: str, low: int, high: int, value: int, lang: str) -> ipywidgets.IntSlider:
     """An integer from `low` to `high`."""
-    return ipywidgets.IntSlider(value, low, high, **_common(name, tooltip, lang))
+    return ipywidgets.IntSlider(value, low, high, **_common(name, lang))
 
 
-def switch(name: str, value: bool, tooltip: str, lang: str) -> ipywidgets.Checkbox:
+def switch(name: str, value: bool, lang: str) -> ipywidgets.Checkbox:
     """On or off."""
-    box = ipywidgets.Checkbox(value, indent=False, **_common(name, tooltip, lang))
+    box = ipywidgets.Checkbox(value, indent=False, **_common(name, lang))
     box.style.description_width = "initial"
     return box
 

@@ -21,22 +21,11 @@ class Formats(Live):
         state = FormatsState(**chosen)
         last = 2 ** numbers(state.format).bits - 1
         controls = {
-            "format": make.choice("format", SWITCHES, state.format, "Whose bits are shown.", lang),
-            "place": make.slider(
-                "value", 0, last, state.place, "Arrow keys walk to the neighbouring values.", lang
-            ),
-            "other": make.choice(
-                "compare", LINES, state.other, "The second format, below the line.", lang
-            ),
-            "log": make.switch(
-                "logarithmic line",
-                state.log,
-                "Floats are even here, integers on the linear line.",
-                lang,
-            ),
-            "same": make.switch(
-                "same largest value", state.same, "As a scale does: both reach exactly 1.", lang
-            ),
+            "format": make.choice("format", SWITCHES, state.format, lang),
+            "place": make.slider("value", 0, last, state.place, lang),
+            "other": make.choice("compare", LINES, state.other, lang),
+            "log": make.switch("logarithmic line", state.log, lang),
+            "same": make.switch("same largest value", state.same, lang),
         }
         controls["place"].readout = False
         super().__init__("formats", FormatsState, controls, lang)

@@ -58,6 +58,10 @@ def _largest(k: Numbers) -> float:
     return 3.4028234663852886e38 if k.name == "FP32" else float(k.values[-1])
 
 
+def _least(k: Numbers) -> float:
+    return 1e-45 if k.name == "FP32" else float(k.values[k.values > 0][0])
+
+
 def _neighbour(k: Numbers, place: int, step: int) -> float:
     """The next different finite value; NaN at the ends."""
     value = k.value(k.pattern(place))
@@ -75,7 +79,9 @@ def _errors(
     """(n,) magnitudes x and (2, n) the worst relative error near x: half the gap in which x lies,
     over x.
     """
-    x = largest * 2.0 ** np.linspace(-20, 1, 505)
+    least = min(_least(k) * s for k, s in zip((one, two), scale))
+    octaves = float(np.clip(np.floor(np.log2(least / largest)) - 2, -20, -4))
+    x = largest * 2.0 ** np.linspace(octaves, 1, 505)
     found = []
     for k, s in zip((one, two), scale):
         end = _largest(k) * s

@@ -12,10 +12,11 @@ from qlab.models.load import load
 from qlab.models.transformer import Transformer
 from qlab.plots import style
 from qlab.plots.widget_words import say
-from qlab.widgets.base import Live, WithPicture
+from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
 from qlab.widgets.source import Source, source_of
+from qlab.widgets.view import WithPicture
 from qlab.widgets.weights import weights
 
 # name -> (how it is made from a Source and a language, what it is for). A new widget gets a line

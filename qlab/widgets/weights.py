@@ -29,41 +29,13 @@ class Weights(Live):
         formats, rules = KINDS[state.kind]
         out, blocks = self._fitting(state.layer)
         controls = {
-            "layer": make.choice(
-                "layer", self.source.options, state.layer, "Which matrix of the model.", lang
-            ),
-            "kind": make.choice(
-                "numbers",
-                [(say(k, lang), k) for k in KINDS],
-                state.kind,
-                "Which kind of numbers the levels are.",
-                lang,
-            ),
-            "bits": make.steps(
-                "bits", formats, state.bits, "Bits of a code: n bits are 2ⁿ levels.", lang
-            ),
-            "block": make.steps(
-                "block", blocks, state.block, "How many weights share one scale.", lang
-            ),
-            "rule": make.choice(
-                "range rule", rules, state.rule, "How a block finds its scale.", lang
-            ),
-            "channel": make.slider(
-                "channel",
-                0,
-                out - 1,
-                state.channel,
-                "Whose numbers are shown: the output channel …",
-                lang,
-            ),
-            "place": make.slider(
-                "place",
-                0,
-                self._places(state),
-                state.place,
-                "… and which weights of its row.",
-                lang,
-            ),
+            "layer": make.choice("layer", self.source.options, state.layer, lang),
+            "kind": make.choice("numbers", [(say(k, lang), k) for k in KINDS], state.kind, lang),
+            "bits": make.steps("bits", formats, state.bits, lang),
+            "block": make.steps("block", blocks, state.block, lang),
+            "rule": make.choice("range rule", rules, state.rule, lang),
+            "channel": make.slider("channel", 0, out - 1, state.channel, lang),
+            "place": make.slider("place", 0, self._places(state), state.place, lang),
         }
         super().__init__("weights", WeightsState, controls, lang)
 

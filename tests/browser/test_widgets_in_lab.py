@@ -127,7 +127,7 @@ class Slow(Run):
         picture.label = f'{len(table)} rows, sum {total}'
         return picture
 
-bits = slider('bits', 1, 9, 4, 'Bits of a code: n bits are 2ⁿ levels.', 'en')
+bits = slider('bits', 1, 9, 4, 'en')
 widget = Slow('slow', State, {'bits': bits}, range(1, 9))
 widget.ready.set()
 widget
