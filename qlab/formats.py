@@ -111,7 +111,8 @@ class Format:
         if len(self._cuts) > 64:
             place = jnp.searchsorted(cuts, key, side="right", method="scan_unrolled")
         else:
-            place = sum((key >= int(c)).astype(jnp.uint8) for c in self._cuts)
+            below = jnp.zeros(key.shape, jnp.uint8)
+            place = sum(((key >= int(c)).astype(jnp.uint8) for c in self._cuts), below)
         if (self._codes == np.arange(len(self._codes))).all():
             return place.astype(jnp.uint8)
         return jnp.asarray(self._codes)[place]

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from qlab import describe
 from qlab.arithmetic import cast, divide, multiply, ordered_mean
@@ -143,15 +144,16 @@ class QTensor:
 
 
 # ---- blocks --------------------------------------------------------------------------------------
-# -----------------
 
 
 def block_sizes(block: Block, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The size of a block along every axis: "tensor" → shape, "row" → (1, n), 32 → (1, 32)."""
     if block == "tensor":
         return tuple(max(n, 1) for n in shape)
-    last = (max(shape[-1], 1),) if block == "row" else (block,) if isinstance(block, int) else block
-    return (1,) * (len(shape) - len(last)) + tuple(last)
+    if isinstance(block, str):  # "row"
+        block = max(shape[-1], 1)
+    last = (block,) if isinstance(block, int) else block
+    return (1,) * (len(shape) - len(last)) + last
 
 
 def block_counts(sizes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -182,7 +184,6 @@ def spread(values: jax.Array, sizes: tuple[int, ...], shape: tuple[int, ...]) ->
 
 
 # ---- ranges --------------------------------------------------------------------------------------
-# -----------------
 
 
 def _store(values: jax.Array | None, how: str | Format | Spec | None, name: str, rule: Rule):
@@ -228,12 +229,12 @@ def _spread_ranges(q: QTensor, shape: tuple[int, ...]):
     def each(stored: jax.Array | QTensor | None) -> jax.Array | None:
         return None if stored is None else spread(_load(stored, counts), sizes, shape)
 
-    offset = q.offset if q.spec.offset == "mean" else each(q.offset)
-    return each(q.scale), each(q.zero), offset
+    if q.spec.offset == "mean" and q.offset is not None:
+        return each(q.scale), each(q.zero), _load(q.offset, ())
+    return each(q.scale), each(q.zero), each(q.offset)
 
 
 # ---- codes ---------------------------------------------------------------------------------------
-# -----------------
 
 
 def _encode(w: jax.Array, ranges: QTensor) -> QTensor:
@@ -267,8 +268,7 @@ def _decode(q: QTensor) -> jax.Array:
     return w if q.channel_scale is None else divide(w, q.channel_scale)
 
 
-# ---- the public verb
-# ----------------------------------------------------------------------------------------------
+# ---- the public verb -----------------------------------------------------------------------------
 
 
 @partial(jax.jit, static_argnames="spec")
@@ -426,8 +426,7 @@ def _bits(q: QTensor | jax.Array | None) -> float:
     return codes + sum(map(_bits, (q.scale, q.zero, q.offset, q.perm, q.channel_scale)))
 
 
-# ---- checks at the door
-# -------------------------------------------------------------------------------------------
+# ---- checks at the door --------------------------------------------------------------------------
 
 
 def _weights(w: jax.Array, block: Block) -> jax.Array:
@@ -446,7 +445,7 @@ def _weights(w: jax.Array, block: Block) -> jax.Array:
 
 def _finite(w: jax.Array, q: QTensor, finite: jax.Array) -> QTensor:
     """`q`, unless the weights can be seen to hold NaN or Inf."""
-    if not isinstance(finite, jax.core.Tracer) and not bool(finite):
+    if not isinstance(finite, Tracer) and not bool(finite):
         nan, inf = int(jnp.isnan(w).sum()), int(jnp.isinf(w).sum())
         raise ValueError(f"weights of shape {w.shape} hold {nan} NaN and {inf} Inf")
     return q

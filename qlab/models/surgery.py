@@ -47,7 +47,9 @@ def map_linears(model: Transformer, change: Callable[[str, Linear], Linear]) -> 
     """A new model whose linear at every path is `change(path, linear)`; `model` stays as it was."""
 
     def visit(keys: tuple, node: object) -> object:
-        return change(_path(keys), node) if _is_linear(node) and keys[0].name == "layers" else node
+        if isinstance(node, Linear) and keys[0].name == "layers":
+            return change(_path(keys), node)
+        return node
 
     return jax.tree_util.tree_map_with_path(visit, model, is_leaf=_is_linear)
 
