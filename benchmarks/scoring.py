@@ -51,8 +51,8 @@ def ours(model: Any, tokens: np.ndarray) -> Callable[[], float]:
 
         return jax.lax.map(one, (chunks, right)).reshape(tokens.shape)[:, :-1].mean()
 
-    tokens = jnp.asarray(tokens)
-    return lambda: float(nll(model, model.hidden(tokens), tokens))
+    ids = jnp.asarray(tokens)
+    return lambda: float(nll(model, model.hidden(ids), ids))
 
 
 def theirs(tokens: np.ndarray) -> Callable[[], float]:
@@ -116,7 +116,7 @@ def measure(rounds: int, batch: int, length: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Scoring speed beside transformers.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4, help="windows at a time")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")

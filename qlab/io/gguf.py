@@ -286,7 +286,7 @@ def _codes(blocks: np.ndarray, type: str) -> np.ndarray:
     if type == "Q8_0":
         return blocks["qs"].view(np.uint8) ^ np.uint8(128)
     q = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=-1)
-    if "qh" in blocks.dtype.names:
+    if type in ("Q5_0", "Q5_1"):
         high = blocks["qh"][..., None] >> np.arange(32, dtype=np.uint32) & 1
         q |= (high << 4).astype(np.uint8)
     return q

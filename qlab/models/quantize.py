@@ -254,7 +254,7 @@ def _clipped(w: jax.Array, q: QTensor) -> jax.Array:
 def _value_of(q: QTensor, index: int) -> jax.Array:
     """What every weight would be with the code of the grid's `index`-th value, (out, in)."""
     code = q.spec.format.encode(jnp.float32(q.spec.format.values[index]))
-    return dequantize(q.replace(codes=jnp.broadcast_to(code, q.codes.shape)))
+    return dequantize(q.replace(codes=jnp.broadcast_to(code, q.shape)))
 
 
 # ---- what travels with the model -----------------------------------------------------------------
