@@ -45,7 +45,7 @@ def test_every_mistake_gets_its_own_words(exercise, mistake, capsys):
 @pytest.mark.parametrize("name", ALL)
 def test_a_stub_is_no_failure(name, capsys):
     text = said(capsys, name, lambda *args: ...)
-    assert "not yet: your function returns nothing so far" in text and "●" in text
+    assert "not yet: nothing is returned so far" in text and "●" in text
     assert f"hint({name!r})" in text
 
 
@@ -95,6 +95,10 @@ def qlab_spec(name):
     return SPECS[name]
 
 
+def right_error(w, w_hat):
+    return np.linalg.norm(w - w_hat) / np.linalg.norm(w)
+
+
 def loop_scale(w):
     """Right, and written without jax: lists of floats."""
     return [[max(abs(float(x)) for x in row) / 7] for row in w]
@@ -136,10 +140,20 @@ WRONG = [
     ("codes", lambda w, s: jnp.clip(jnp.round(w / (s + 1e-3)), -8, 7), "numbers differ"),
     ("zero_point", lambda w: w.min(-1, keepdims=True), "return scale and zero point, 2 in all"),
     ("zero_point", lambda w: (None, None), "not numbers"),
+    ("memory", lambda p, b: 140, "the same answer again: does it use its arguments?"),
+    ("memory", lambda p, b: round(p * b / 8e9), "you give 4, expected 3.9375"),
+    ("kv_cache", lambda n, h, d, t, b: 3 * n * h * d * t * b / 8, "1.5 times too large"),
+    ("codes", lambda w, s: jnp.round(jnp.clip(w, -8, 7) / s), "clip the codes"),
+    ("scale", lambda w: max(abs(w)) / 7, "for arrays there are jnp.max"),
+    ("lost", lambda w: (abs(w) < abs(w).max(1) / 2).mean(1), "keepdims=True a maximum keeps"),
+    ("lost", lambda w: (abs(w) <= abs(w).max(1, keepdims=True) / 2).mean(1, keepdims=True),
+     "leave keepdims out"),
+    ("relative_error", lambda w, v: w - v, "one number was asked for"),
     ("group_scale", lambda w, g: jnp.abs(w).reshape(len(w), -1, g).max(-1) / 7,
-     "right on ordinary numbers, but on rows of 10 weights in groups of 4, so that the last has 2 "
+     "right on 3 of 4 cases, but on rows of 10 weights in groups of 4, so that the last has 2 "
      "your function raises TypeError"),
-    ("relative_error", lambda w, v: 1 if (w == v).all() else None, "your function returns nothing"),
+    ("relative_error", lambda w, v: right_error(w, v) if (w != v).any() else None,
+     "on weights that did not change your function returns nothing"),
 ]  # fmt: skip
 
 

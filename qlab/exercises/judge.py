@@ -77,26 +77,32 @@ def judge(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
     """Runs a function on every case until one is wrong, and finds the words for it."""
     if not callable(function):
         return _not_yet(exercise, "give the function itself, without calling it: no (…) behind")
+    first = None
     for number, case in enumerate(exercise.cases):
         right = _parts(exercise.solution(*case.args))
         try:
             answer = function(*case.args)
         except Exception as error:  # whatever a learner's code does, the notebook goes on
-            return _not_yet(exercise, _raised(exercise, function, case, number, error))
+            return _not_yet(exercise, _raised(exercise, function, case, error), number)
         if answer is None or answer is Ellipsis:
             return _not_yet(exercise, _nothing(case, number))
+        if isinstance(answer, list) and len(exercise.returns) > 1:
+            answer = tuple(answer)
+        first = answer if number == 0 else first
         if not _equal(answer, right):
             words = _known(exercise, function, case) or _describe(exercise, case, answer, right)
-            before = "" if number == 0 else "right on ordinary numbers, but "
-            return _not_yet(exercise, f"{before}{words}")
+            if number and right[0].ndim == 0 and _equal(answer, _parts(first)):
+                words = "your function gives the same answer again: does it use its arguments?"
+            return _not_yet(exercise, words, number)
     count = len(exercise.cases)
     return Verdict(True, f"✓ {exercise.name}: right on all {count} cases. {exercise.lesson}")
 
 
-def _not_yet(exercise: Exercise, words: str) -> Verdict:
+def _not_yet(exercise: Exercise, words: str, passed: int = 0) -> Verdict:
+    before = f"right on {passed} of {len(exercise.cases)} cases, but " if passed else ""
     return Verdict(
         False,
-        f"○ {exercise.name}: not yet: {words}\n"
+        f"○ {exercise.name}: not yet: {before}{words}\n"
         f"  {exercise.marks} · stuck? qlab.exercises.hint({exercise.name!r})",
     )
 
@@ -104,14 +110,24 @@ def _not_yet(exercise: Exercise, words: str) -> Verdict:
 def _nothing(case: Case, number: int) -> str:
     if number == 0:
         return (
-            "your function returns nothing so far: put your code, with `return`, where ... stands"
+            "nothing is returned so far; put your code in place of ...\n"
+            "  (return gives a result back, print only shows it)"
         )
-    return f"on {case.words} your function returns nothing: is there a path without `return`?"
+    return f"on {case.words} your function returns nothing: is there a path without return?"
 
 
-def _raised(
-    exercise: Exercise, function: Callable, case: Case, number: int, error: Exception
-) -> str:
+# What an error message of Python or JAX means for somebody who meets it for the first time.
+_MEANINGS = {
+    "truth value of an array": "Python's max, min and if know single numbers; for arrays there are "
+    "jnp.max, jnp.minimum and jnp.where",
+    "Incompatible shapes for broadcasting": "with keepdims=True a maximum keeps its axis and fits "
+    "its rows",
+    "of integer type": "a shape is made of whole numbers: // divides to one",
+    "division by zero": "catch that case before dividing",
+}
+
+
+def _raised(exercise: Exercise, function: Callable, case: Case, error: Exception) -> str:
     try:
         inspect.signature(function).bind(*case.args)
     except TypeError:
@@ -119,9 +135,10 @@ def _raised(
         return f"your function is called with the arguments ({wanted}), which it does not take"
     except ValueError:
         pass  # some built-in functions do not tell their arguments
-    what = str(error).strip().splitlines()[0][:160] if str(error).strip() else "no message"
-    before = "" if number == 0 else "right on ordinary numbers, but "
-    return f"{before}on {case.words} your function raises {type(error).__name__}: {what}"
+    said = (str(error).strip().splitlines() or ["no message"])[0][:110]
+    known = [meaning for part, meaning in _MEANINGS.items() if part in said]
+    hint = f"\n  ({known[0]})" if known else ""
+    return f"on {case.words} your function raises {type(error).__name__}: {said}{hint}"
 
 
 # ---- comparing -----------------------------------------------------------------------------------
@@ -190,12 +207,13 @@ def _describe_part(name: str, case: Case, a: np.ndarray, b: np.ndarray) -> str:
     if broken.any():
         kind = "NaN" if np.isnan(a[broken]).any() else "infinity"
         return f"you return {kind} for {case.words}: is something divided by zero?"
+    if b.ndim == 0:
+        return f"on {case.words} you give {a:.6g}, expected {b:.6g}{_times(a, b)}"
     factor = _constant(a, b, np.divide)
     if factor == -1:
         return f"your {name} has the wrong sign, on {case.words} everywhere"
     if factor:
-        by, size = (factor, "large") if abs(factor) > 1 else (1 / factor, "small")
-        return f"your {name} is everywhere {by:.4g} times too {size}"
+        return f"your {name} is everywhere{_times(a[b != 0][0], b[b != 0][0])[1:]}"
     shift = _constant(a, b, np.subtract)
     if shift:
         return f"your {name} is everywhere {abs(shift):.4g} too {'large' if shift > 0 else 'small'}"
@@ -208,11 +226,24 @@ def _describe_part(name: str, case: Case, a: np.ndarray, b: np.ndarray) -> str:
     )
 
 
+def _times(a: np.ndarray, b: np.ndarray) -> str:
+    """`, 2.143 times too small`."""
+    if a == 0 or b == 0:
+        return ""
+    factor, size = (a / b, "large") if abs(a) > abs(b) else (b / a, "small")
+    digits = f"{factor:,.0f}" if abs(factor) >= 1000 else f"{factor:.4g}"
+    return f", {digits} times too {size}"
+
+
 def _shape_hint(a: np.ndarray, b: np.ndarray) -> str:
+    if b.ndim == 0:
+        return ": one number was asked for, a norm or a sum over everything"
     if a.ndim == 0:
         return ": one number for everything; axis=-1 gives one a row"
     if a.shape == tuple(n for n in b.shape if n != 1):
         return ": keepdims=True keeps the axis, so that the result divides the rows"
+    if b.shape == tuple(n for n in a.shape if n != 1):
+        return ": leave keepdims out"
     if a.shape == b.shape[::-1]:
         return ": rows and columns have changed places; weights are (rows, columns)"
     return ""

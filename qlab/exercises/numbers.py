@@ -80,6 +80,14 @@ RELATIVE_ERROR = Exercise(
             lambda w, v: jnp.linalg.norm(w - v, axis=-1) / jnp.linalg.norm(w, axis=-1),
         ),
         Mistake(
+            "that is in per cent: leave the 100 out",
+            lambda w, v: 100 * jnp.linalg.norm(w - v) / jnp.linalg.norm(w),
+        ),
+        Mistake(
+            "that is the largest error of a single weight; take the norm of all of them",
+            lambda w, v: jnp.abs(w - v).max(),
+        ),
+        Mistake(
             "errors of both signs cancel in your sum: square them first",
             lambda w, v: (w - v).sum() / w.sum(),
         ),
@@ -155,6 +163,18 @@ SCALE = Exercise(
             lambda w: (w.max(-1, keepdims=True) - w.min(-1, keepdims=True)) / 7,
         ),
         Mistake(
+            "(max − min) / 14 is the mean of both sides: the longer one does not fit; take max|w|",
+            lambda w: (w.max(-1, keepdims=True) - w.min(-1, keepdims=True)) / 14,
+        ),
+        Mistake(
+            "// rounds down to whole numbers, here to 0: divide with /",
+            lambda w: _amax(w) // 7,
+        ),
+        Mistake(
+            "the mean is too small a range: the largest magnitude has to fit",
+            lambda w: jnp.abs(w).mean(-1, keepdims=True) / 7,
+        ),
+        Mistake(
             "you take one maximum for the whole matrix; with axis=-1 every row gets its own",
             lambda w: jnp.abs(w).max() / 7,
         ),
@@ -217,7 +237,7 @@ CODES = Exercise(
         ),
         Mistake("the rounding is missing: codes are integers", lambda w, s: _int(w / _safe(s))),
         Mistake(
-            "w * scale goes the wrong way: dividing by the scale counts steps",
+            "all your codes are 0: dividing w by the scale you are given counts steps",
             lambda w, s: _int(jnp.round(w * s)),
         ),
         Mistake(
@@ -233,7 +253,7 @@ CODES = Exercise(
             lambda w, s: _int(jnp.round(w / _safe(s))) + 8,
         ),
         Mistake(
-            "some codes are beyond 7 or -8: four bits cannot hold them. Clip",
+            "some codes are beyond 7 or -8, and four bits cannot hold them: clip the codes",
             lambda w, s: jnp.round(w / _safe(s)),
         ),
         Mistake(
@@ -480,6 +500,10 @@ LOST = Exercise(
         Mistake(
             "the abs is missing in the scale: the largest magnitude may be negative",
             lambda w: (jnp.abs(w) <= w.max(-1, keepdims=True) / 2).mean(-1),
+        ),
+        Mistake(
+            "without a scale everything rounds to 0: count what is below half a step, max|w| / 2",
+            lambda w: (jnp.abs(w) <= 0.5).mean(-1),
         ),
         Mistake(
             "those were zero before; count what becomes zero",

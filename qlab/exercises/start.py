@@ -35,6 +35,14 @@ START = (
                 lambda parameters, bits: parameters * bits,
             ),
             Mistake(
+                "that is in megabytes: a gigabyte is 10⁹ bytes",
+                lambda parameters, bits: parameters * bits / 8 / 1e6,
+            ),
+            Mistake(
+                "that is in kilobytes: a gigabyte is 10⁹ bytes",
+                lambda parameters, bits: parameters * bits / 8 / 1e3,
+            ),
+            Mistake(
                 "you divide by 1024³: that is GiB, 7 % less; here GB means 10⁹ bytes",
                 lambda parameters, bits: parameters * bits / 8 / 1024**3,
             ),
@@ -84,6 +92,14 @@ START = (
                 lambda code_bits, group, scale_bits: (code_bits + scale_bits) / group,
             ),
             Mistake(
+                "multiplied by the group it gets more: 128 weights share one scale, so divide",
+                lambda code_bits, group, scale_bits: code_bits + scale_bits * group,
+            ),
+            Mistake(
+                "// rounds down to a whole number, here to 0: bits per weight are fractions, use /",
+                lambda code_bits, group, scale_bits: code_bits + scale_bits // group,
+            ),
+            Mistake(
                 "the scale is missing: somebody has to store it",
                 lambda code_bits, group, scale_bits: code_bits,
             ),
@@ -119,6 +135,10 @@ START = (
             Mistake(
                 "4 times too large: bits, not bytes, and every token leaves a key and a value",
                 lambda n, h, d, tokens, bits: n * h * d * tokens * bits,
+            ),
+            Mistake(
+                "heads and width are multiplied: every head has head_dim numbers",
+                lambda n, h, d, tokens, bits: 2 * n * (h + d) * tokens * bits / 8,
             ),
             Mistake(
                 "the layers are missing: each keeps keys and values of its own",
