@@ -34,7 +34,7 @@ ROWS = {
     "INT2 g64": "int2_g64",
 }
 SPOKEN = ("float", "INT4 g64", "INT2 g64")
-PROMPT = "The President of the United States"
+PROMPT = "Once upon a time, a little robot"
 
 
 def demo(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,8 +114,15 @@ def label_ends(
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as the bytes of a PNG."""
+    return _render(figure, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def _render(figure: Figure, **settings: Any) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A broken model may write in any script; a box stands for what the font has not.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(out, **settings)
     return out.getvalue()
 
 
@@ -132,11 +140,11 @@ def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> list[Path]:
     alt = figure.get_label()
     if not alt:
         raise ValueError("the figure has no alternative text: figure.set_label(words)")
-    svg = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "qlab", "svg.fonttype": "path"}):
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Description": str(alt)})
+        told = {"Date": None, "Description": str(alt)}
+        svg = _render(figure, format="svg", metadata=told)
     written = []
-    contents = {".svg": svg.getvalue(), ".png": png(figure, dpi), ".txt": f"{alt}\n".encode()}
+    contents = {".svg": svg, ".png": png(figure, dpi), ".txt": f"{alt}\n".encode()}
     for suffix, content in contents.items():
         target = Path(f"{os.fspath(path)}{suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
