@@ -1,6 +1,6 @@
-"""What every widget is made of: a View, which shows an SVG and tells what was picked; a box with a PNG.
+"""What every widget is made of: a View, which shows an SVG and tells what was picked; and a PNG.
 
-The only JavaScript of the house is here: an SVG string needs none to be shown, but a click on it does.
+The only JavaScript of the house is here: to show an SVG needs none, to click on it does.
 """
 
 from __future__ import annotations
