@@ -26,7 +26,7 @@ COLOURS = {
     "ink": ("var(--jp-ui-font-color1,#212121)", "#212121"),
     "muted": ("var(--jp-ui-font-color2,#616161)", "#616161"),
     "faint": ("var(--jp-border-color1,#bdbdbd)", "#bdbdbd"),
-    "panel": ("var(--jp-layout-color2,#f2f2f2)", "#f2f2f2"),
+    "panel": ("var(--jp-layout-color2,#ececec)", "#ececec"),
     "paper": ("var(--jp-layout-color1,#fff)", "#ffffff"),
     "none": ("none", "none"),
     **{name: (colour, colour) for name, colour in style.COLOURS.items()},

@@ -10,6 +10,7 @@ import numpy as np
 
 from qlab.plots.svg import Picture
 from qlab.plots.widget_parts import (
+    PANEL,
     WIDTH,
     Axis,
     Readout,
@@ -119,7 +120,7 @@ def _weights(picture: Picture, data: BlockScaleData, now: Variant, lang: str) ->
     end = 1.18 * float(np.abs(w).max()) or 1.0
     y = Axis(-end, end, 330, 130)
     x = Axis(-0.7, n - 0.3, 46, 490)(np.arange(n))
-    picture.rect(46, 130, 444, 200, fill="panel", opacity=0.55)
+    picture.rect(46, 130, 444, 200, fill="panel", opacity=PANEL)
     inside = now.levels[np.abs(now.levels) < end]
     faint = 1 if len(inside) <= 40 else 0.2
     picture.segments(46, y(inside), 490, y(inside), stroke="green", width=0.8, opacity=faint)
@@ -172,7 +173,7 @@ def _rows(picture: Picture, data: BlockScaleData, lang: str) -> None:
     for i, variant in enumerate(data.variants):
         top = 394 + 43 * i
         if i == data.chosen:
-            picture.rect(0, top, WIDTH, 41, fill="panel")
+            picture.rect(0, top, WIDTH, 41, fill="panel", opacity=PANEL)
             picture.rect(0, top, 4, 41, fill="blue")
         picture.text(12, top + 17, variant.words, size=12.5, bold=i == data.chosen)
         counts = {"s": int(variant.saturated(w).sum()), "v": int(variant.vanished(w).sum())}

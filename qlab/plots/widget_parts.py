@@ -16,7 +16,8 @@ from qlab.plots.svg import Picture
 from qlab.plots.widget_words import say
 
 WIDTH = 740  # of every picture, in pixels
-TOP = 100  # where a picture's own part begins
+# Opacity of panels: in the dark theme their colour alone is so light that blue marks drown in it.
+PANEL = 0.55
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,7 @@ def head(picture: Picture, readout: Readout, sentence: str, lang: str, names: tu
     slots = (readout.bits, readout.sqnr, readout.error, readout.bytes)
     said = [f"{say(name, lang)} {value}" for name, (value, _) in zip(names, slots)]
     picture.label = f"{sentence} {', '.join(said)}"
-    picture.rect(0, 0, WIDTH, 64, fill="panel")
+    picture.rect(0, 0, WIDTH, 64, fill="panel", opacity=PANEL)
     for i, (name, (value, note)) in enumerate(zip(names, slots)):
         x = 14 + i * 184
         picture.text(x, 17, say(name, lang), size=11.5, colour="muted")

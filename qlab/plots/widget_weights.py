@@ -10,6 +10,7 @@ import numpy as np
 
 from qlab.plots.svg import Picture
 from qlab.plots.widget_parts import (
+    PANEL,
     WIDTH,
     Axis,
     Readout,
@@ -124,8 +125,8 @@ def _snapping(picture: Picture, data: WeightsData, axis: Axis, lang: str) -> Non
     edge = 0.03 * (high - low) or 1e-3
     near = Axis(low - edge, high + edge, axis.start, axis.end)
     lens = [[axis(near.lo), 300], [axis(near.hi), 300], [near.end, 322], [near.start, 322]]
-    picture.polygon(lens, fill="panel", opacity=0.7)
-    picture.rect(near.start, 322, near.end - near.start, 62, fill="panel", opacity=0.7)
+    picture.polygon(lens, fill="panel", opacity=PANEL)
+    picture.rect(near.start, 322, near.end - near.start, 62, fill="panel", opacity=PANEL)
     inside = near(data.levels[(data.levels >= near.lo) & (data.levels <= near.hi)])
     picture.segments(inside, 368, inside, 384, stroke="green", width=1 if len(inside) > 60 else 3)
     before, after = near(data.block_weights), near(data.block_values)

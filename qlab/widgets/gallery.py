@@ -38,7 +38,7 @@ WIDGETS = {
         "what it does to the output.",
     ),
 }
-SCALE = 0.55  # of a thumbnail
+SCALE = 0.5  # of a thumbnail
 
 
 class Gallery(WithPicture):

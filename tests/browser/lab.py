@@ -63,7 +63,7 @@ class Lab:
         self._await_server()
         self.context = playwright.chromium.launch_persistent_context(
             folder / "chromium", executable_path=chromium(), headless=True, args=FLAGS,
-            viewport={"width": 1440, "height": 1000}, device_scale_factor=1,
+            viewport={"width": 1440, "height": 1200}, device_scale_factor=1,
         )  # fmt: skip
         self.context.set_default_timeout(WAIT)
 
