@@ -37,7 +37,7 @@ def weights() -> Any:
         step = float(np.asarray(q.scale).reshape(()))
         top = round(float(np.abs(used).max()) / step)
         levels[f"INT{bits}"] = step * np.arange(-top, top + 1)
-    return qlab.plots.weights_on_grid(w, levels, layer=f"{path} of the bundled model, one scale")
+    return qlab.plots.weights_on_grid(w, levels, layer=f"{path} of “tiny”, one scale")
 
 
 def grid() -> Any:

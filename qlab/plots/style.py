@@ -95,13 +95,13 @@ def label_ends(
     spots = [to_axes.transform(axes.transData.transform((x, y))) for x, y, _, _ in ends]
     order = sorted(range(len(ends)), key=lambda i: spots[i][1])
     heights = [float(spots[i][1]) for i in order]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
+    heights = _apart(heights, gap)
+    right = max(float(x) for x, _ in spots)
     for i, height in zip(order, heights):
         _, _, text, colour = ends[i]
         axes.annotate(
             text,
-            (spots[i][0], height),
+            (right, height),
             xycoords="axes fraction",
             xytext=(8, 0),
             textcoords="offset points",
@@ -110,6 +110,20 @@ def label_ends(
             fontweight="bold",
             annotation_clip=False,
         )
+
+
+def _apart(heights: list[float], gap: float, lowest: float = 0.03) -> list[float]:
+    """Ascending heights, pushed apart until neighbours are `gap` from each other."""
+    for _ in range(200):  # both give way, so a crowd spreads around its middle
+        for i in range(1, len(heights)):
+            overlap = gap - (heights[i] - heights[i - 1])
+            if overlap > 0:
+                heights[i] += overlap / 2
+                heights[i - 1] -= overlap / 2
+    heights[0] = max(heights[0], lowest)
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    return heights
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
