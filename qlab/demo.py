@@ -101,7 +101,7 @@ def _measure(model: Any, tokens: int, console: Console) -> tuple[list, dict[str,
     settings: dict[str, Any] = {"texts": TEXTS, "tokens": tokens, "context": CONTEXT}
     settings |= {"reference": model, "progress": console.is_terminal}
     spoken = {"float": model}
-    steps: list[tuple[str, Callable[[], Any], dict[str, int]]] = [
+    steps: list[tuple[str, Callable[[], Any], dict[str, Any]]] = [
         ("float", lambda: model, {}),
         (FLOOR, lambda: model, {"batch": 1}),
     ]
@@ -113,7 +113,7 @@ def _measure(model: Any, tokens: int, console: Console) -> tuple[list, dict[str,
     for i, (name, make, extra) in enumerate(steps, 1):
         began = time.perf_counter()
         candidate = make()
-        rows.append(qlab.evaluate(candidate, name=name, **settings, **extra))
+        rows.append(qlab.evaluate(candidate, name=name, **(settings | extra)))
         if name in SPOKEN:
             spoken[name] = candidate
         seconds = time.perf_counter() - began
@@ -137,9 +137,11 @@ def _draw(model: str, rows: list, said: dict[str, str], folder: Path) -> list[Pa
     floor = {text: row[text].kl.value for row in rows if row.name == FLOOR for text in TEXTS}
     pictures = {
         "demo_quality": qlab.plots.size_quality(series, floor=floor, model=model),
-        "demo_pairs": qlab.plots.paired_bars(paired_rows(rows, TEXTS[0]), text=TEXTS[0]),
         "demo_words": qlab.plots.continuations(PROMPT, said, model=model),
     }
+    pairs = paired_rows(rows, TEXTS[0])
+    if pairs:  # fewer than eight windows carry no bars
+        pictures["demo_pairs"] = qlab.plots.paired_bars(pairs, text=TEXTS[0])
     return [qlab.plots.save(figure, folder / name)[1] for name, figure in pictures.items()]
 
 

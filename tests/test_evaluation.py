@@ -201,6 +201,13 @@ def test_weights_hash_sees_every_weight(pair):
     assert kept.weights_hash(renamed) == kept.weights_hash(model)
 
 
+def test_states_are_read_from_disk(pair):
+    """Memory holds one batch of states at a time, however long the text."""
+    windows = cut(TEXT, Bytes(), context=64)
+    found = kept.states(pair[0], "any", windows, 4, lambda n: None)
+    assert isinstance(found, np.memmap) and found.shape == (*windows.targets.shape, 64)
+
+
 def test_kept_states_are_trimmed(pair, monkeypatch):
     model, q = pair
     monkeypatch.setattr(kept, "LIMIT", 1)
