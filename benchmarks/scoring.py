@@ -1,4 +1,4 @@
-"""Scoring speed: tokens a second of SmolLM2 in float32, ours and transformers' in turn, in one process.
+"""Scoring speed: tokens a second of SmolLM2 in float32, ours and transformers' in turn.
 
 Both read the same windows and return the same mean NLL (checked to four digits); rounds alternate,
 so that whatever else the machine does meets both. Needs the extra `peers`.

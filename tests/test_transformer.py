@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qlab.models.architectures import half_split_rows
-from qlab.models.transformer import Label, Linear, Transformer, rotate
+from qlab.models.transformer import Label, Linear, Transformer, attend, rotate
 from tests.models_for_tests import CONFIG, random_model, tokens_for, with_biases
 
 UNTIED = dataclasses.replace(CONFIG, tie_word_embeddings=False)
@@ -103,6 +103,22 @@ def test_cached_steps_equal_the_whole():
         hidden, caches = model.step(tokens[:, start:end], jnp.int32(start), caches)
         found.append(np.asarray(hidden))
     np.testing.assert_allclose(np.concatenate(found, 1), whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("time", [1, 130, 300, 600])
+def test_attention_piece_by_piece(time):
+    """Long texts go a few queries at a time, without the keys that none of them may see."""
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (2, time, n, 8)) for i, n in enumerate((4, 2, 2))
+    )
+    position = jnp.arange(time)
+    allowed = position <= position[:, None]
+    found, whole = attend(q, k, v, allowed, causal=True), attend(q, k, v, allowed)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=2e-6)
+    score = np.einsum("btd,bsd->bts", q[:, :, 3], k[:, :, 1]) / np.sqrt(8)
+    weight = np.where(allowed, np.exp(score), 0)
+    expected = weight / weight.sum(-1, keepdims=True) @ np.asarray(v[:, :, 1])
+    np.testing.assert_allclose(found[:, :, 3], expected, rtol=0, atol=2e-5)
 
 
 def test_rotation_keeps_lengths_and_sees_only_distance():

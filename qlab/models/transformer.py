@@ -113,9 +113,10 @@ def rotate(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)  # (half,)
     angle = position[:, None].astype(jnp.float32) * frequency  # (time, half)
-    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]  # (time, 1, half)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos = jnp.concatenate([cos, cos], axis=-1)[:, None, :]  # (time, 1, head_dim)
+    sin = jnp.concatenate([-sin, sin], axis=-1)[:, None, :]
+    return x * cos + jnp.roll(x, half, axis=-1) * sin
 
 
 class Cache(nnx.Module):
@@ -133,7 +134,9 @@ class Cache(nnx.Module):
         return Cache(put(self.keys, keys, start, axis=1), put(self.values, values, start, axis=1))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, causal: bool = False
+) -> jax.Array:
     """softmax(q kᵀ / √d) v for every head, the softmax over the `allowed` keys.
 
     Args:
@@ -141,6 +144,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.
         k: (batch, seen, kv_heads, d); each serves heads / kv_heads neighbouring queries.
         v: as `k`.
         allowed: (time, seen) bool.
+        causal: promises that query i may see no key after i, whose scores are then not computed.
 
     Returns:
         (batch, time, heads, d).
@@ -150,10 +154,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """One key-value head of one sequence: (group, time, d), (seen, d), (seen, d)."""
-        score = jnp.matmul(q.reshape(-1, d), k.T, precision=PRECISION) / d**0.5
-        score = jnp.where(allowed, score.reshape(-1, time, seen), -jnp.inf)
-        weight = jax.nn.softmax(score, axis=-1).reshape(-1, seen)
-        return jnp.matmul(weight, v, precision=PRECISION).reshape(q.shape)
+        size = max(128, -(-time // 4)) if causal else time  # queries at a time
+        parts = []
+        for first in range(0, time, size):
+            rows = slice(first, min(first + size, time))
+            keys = slice(0, rows.stop if causal else seen)
+            score = jnp.matmul(q[:, rows].reshape(-1, d), k[keys].T, precision=PRECISION) / d**0.5
+            score = score.reshape(-1, rows.stop - first, keys.stop)
+            weight = jax.nn.softmax(jnp.where(allowed[rows, keys], score, -jnp.inf), axis=-1)
+            y = jnp.matmul(weight.reshape(-1, keys.stop), v[keys], precision=PRECISION)
+            parts.append(y.reshape(-1, rows.stop - first, d))
+        return jnp.concatenate(parts, axis=1)
 
     q = q.reshape(batch, time, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch * kv_heads, -1, time, d)
@@ -190,7 +201,7 @@ class Attention(nnx.Module):
             cache = cache.write(k, v, start)
             k, v = cache.keys, cache.values
             seen = jnp.arange(k.shape[1])
-        y = attend(q, k, v, seen <= position[:, None])
+        y = attend(q, k, v, seen <= position[:, None], causal=cache is None)
         return self.o_proj(y.reshape(batch, time, -1)), cache
 
 
