@@ -221,9 +221,8 @@ def explain(
 ) -> None:
     """One sentence, the picture of the bits, and their sum, for a quantized format."""
     import qlab
-    from qlab.models.quantize import as_spec
 
-    console.print(str(qlab.explain(as_spec(spec))), markup=False, highlight=False)
+    console.print(str(qlab.explain(spec)), markup=False, highlight=False)
 
 
 @app.command()

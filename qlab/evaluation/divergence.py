@@ -21,11 +21,11 @@ LANES = 512
 class TokenScores(NamedTuple):
     """Each (tokens,) float32, in nats; `same` is 0 or 1, `dp` = q(right) − p(right)."""
 
-    nll_reference: np.ndarray
-    nll: np.ndarray
-    kl: np.ndarray
-    same: np.ndarray
-    dp: np.ndarray
+    nll_reference: Any  # jax.Array inside a program, np.ndarray outside
+    nll: Any
+    kl: Any
+    same: Any
+    dp: Any
 
 
 def token_scores(z_p: jax.Array, z_q: jax.Array, targets: jax.Array) -> TokenScores:
@@ -122,7 +122,7 @@ def score(
             nothing = np.full_like(nll, np.nan)
             parts.append(TokenScores(nothing, nll, nothing, nothing, nothing))
         else:
-            there = _padded(np.asarray(hidden_reference[a:b]))
+            there = _padded(np.asarray(hidden_reference)[a:b])
             found = _both(reference, model, there, here, goal)
             parts.append(TokenScores(*(np.asarray(x)[: b - a] for x in found)))
     return TokenScores(*(np.concatenate(x) for x in zip(*parts, strict=True)))

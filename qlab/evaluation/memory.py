@@ -7,6 +7,7 @@ them hides what a method did. In memory a code takes one byte; packed, it takes 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -41,10 +42,10 @@ def cost(matrices: list[Any]) -> Cost:
     """The cost of arrays and QTensors together; bits per weight is the mean over weights."""
     weights, bits, memory = 0, 0.0, 0
     for w in matrices:
-        quantized = isinstance(w, QTensor)
-        count = w.codes.size if quantized else w.size
+        count = math.prod(w.shape)
         weights += count
-        bits += count * (bits_per_weight(w) if quantized else 8 * w.dtype.itemsize)
+        each = bits_per_weight(w) if isinstance(w, QTensor) else 8 * w.dtype.itemsize
+        bits += count * each
         memory += _bytes(w)
     return Cost(weights, bits / weights, -(-round(bits) // 8), memory)
 

@@ -130,7 +130,7 @@ class _Pair:
                 self.reference, self.reference_weights, windows, REFERENCE_BATCH, step
             )
         same = self.weights == self.reference_weights and self.batch == REFERENCE_BATCH
-        own = _slices(states, self.batch) if same else None
+        own = None if states is None or not same else _slices(states, self.batch)
         parts = []
         for start, stop, hidden in own or kept.batches(self.model, windows, self.batch):
             goal = windows.targets[start:stop].reshape(-1)

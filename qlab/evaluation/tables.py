@@ -57,7 +57,7 @@ def identity(row: Evaluation) -> dict[str, Any]:
         "protocol": p.name,
         "context": p.context,
         "tokenizer": p.tokenizer[:12],
-        "reference": "none" if p.reference is None else f"{p.reference} ({p.reference_hash[:12]})",
+        "reference": f"{p.reference} ({p.reference_hash[:12]})" if p.reference_hash else "none",
         "texts": ", ".join(t.name for t in row.texts),
     }
     for t in row.texts:
@@ -94,8 +94,9 @@ def unpaired_difference(a: Evaluation, b: Evaluation, text: str) -> Estimate:
     """The same difference, had the two been scored on different text: √(σ_a² + σ_b²)."""
     check_comparable(a, b)
     x, y = np.array(a[text].window_nll), np.array(b[text].window_nll)
-    bars = [bootstrap(lambda m: m, z, seed=a.protocol.seed) for z in (x, y)]
-    bar = None if None in bars else float(np.hypot(*bars))
+    found = [bootstrap(lambda m: m, z, seed=a.protocol.seed) for z in (x, y)]
+    bars = [bar for bar in found if bar is not None]
+    bar = float(np.hypot(bars[0], bars[1])) if len(bars) == 2 else None
     return Estimate(float(y.mean() - x.mean()), bar)
 
 

@@ -69,8 +69,8 @@ def styled(draw: Drawing) -> Drawing:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         import matplotlib
 
-        with matplotlib.rc_context():
-            matplotlib.rcParams.update(matplotlib.rcParamsDefault | STYLE)
+        settings: Any = {**matplotlib.rcParamsDefault, **STYLE}
+        with matplotlib.rc_context(settings):
             return draw(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
