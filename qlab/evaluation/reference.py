@@ -2,7 +2,7 @@
 
 hidden_size numbers a token instead of vocab_size (85 times fewer for SmolLM2); logits are
 recomputed from them. A file's name is the hash of all that decides its content: weights, tokens,
-batch, arithmetic, versions.
+batch, arithmetic, versions, and the code that ran.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from qlab.cache import cache_dir
 from qlab.evaluation.windows import Windows
+from qlab.models import transformer
 
 LIMIT = 4 * 2**30  # bytes of kept states; the longest unused go first
 
@@ -62,7 +63,8 @@ def batches(model: Any, windows: Windows, batch: int) -> Iterator[tuple[int, int
 
 def states_file(weights: str, windows: Windows, batch: int) -> Path:
     """Where the states of these weights on these windows are kept."""
-    what = [weights, windows.hash, batch, arithmetic(), jax.__version__]
+    code = hashlib.sha256(Path(transformer.__file__).read_bytes()).hexdigest()
+    what = [weights, windows.hash, batch, arithmetic(), jax.__version__, code]
     folder = cache_dir() / "states"
     folder.mkdir(exist_ok=True)
     return folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.npy"
