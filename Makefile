@@ -31,10 +31,10 @@ demo: $(STAMP)  ## load a real model, quantize it, print what was lost (ARGS="--
 	$(BIN)/python -m qlab demo $(ARGS)
 
 test: $(STAMP)  ## the tests, on two processes (ARGS="-m slow", ARGS="-k rtn")
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	$(BIN)/python -m jupyter lab notebooks $(ARGS)
+	$(BIN)/python -m qlab lab $(ARGS)
 
 figures: $(STAMP)  ## write the figures of figures/
 	$(BIN)/python figures/make_figures.py $(ARGS)

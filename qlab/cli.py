@@ -225,14 +225,21 @@ def explain(
     console.print(str(qlab.explain(spec)), markup=False, highlight=False)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def lab(
     arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to JupyterLab.")] = None,
 ) -> None:
     """Open the notebooks in JupyterLab."""
+    from qlab.cache import cache_dir
+
+    kept = {  # a kernel compiles once what it compiled in an earlier session
+        "JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     folder = _checkout("notebooks")
     command = [sys.executable, "-m", "jupyter", "lab", str(folder), *(arguments or [])]
-    raise typer.Exit(subprocess.call(command))
+    raise typer.Exit(subprocess.call(command, env={**kept, **os.environ}))
 
 
 @app.command()
