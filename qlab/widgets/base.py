@@ -119,9 +119,12 @@ class Live(WithPicture):
     def warm_soon(self) -> None:
         """Starts `warm` in the background if the widget is on a page."""
         if self._shown:
-            threading.Thread(target=self._warm_up, args=(self.warm(),), daemon=True).start()
+            threading.Thread(target=self._warm_up, args=(self.warm(),)).start()
 
     def _warm_up(self, tasks: list[Callable[[], Any]]) -> None:
         for task in tasks:
+            # Python waits for this thread when it ends: killed inside XLA it would abort loudly.
+            if not threading.main_thread().is_alive():
+                return
             task()
         self.ready.set()
