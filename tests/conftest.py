@@ -1,5 +1,6 @@
 """What every test shares: cached compilation, hypothesis' settings, and the rule about skips."""
 
+import importlib.util
 import os
 
 # Programs compiled by one run (or one worker) are read back by the next. Set before jax is
@@ -23,6 +24,9 @@ else:
         "qlab", deadline=None, derandomize=True, max_examples=40, database=None
     )
     hypothesis.settings.load_profile("qlab")
+
+# Without torch there is nothing to compare with: the peers' tests are not even collected.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]
 
 REQUIRE_ALL = os.environ.get("QLAB_REQUIRE_ALL", "") not in ("", "0")
 
