@@ -118,7 +118,7 @@ class State:
 
 class Slow(Run):
     def compute(self, key):
-        time.sleep(0.3)
+        time.sleep(0.6)
         return key ** 2
     def draw_table(self, table, state):
         picture = Picture(300, 40)
@@ -140,10 +140,11 @@ def test_run(lab):
     notebook.run()
     page = notebook.page
     page.get_by_role("button", name="run", exact=True).click()
-    page.wait_for_selector(".qlab-slow svg[aria-label^='2 rows']")
+    some = ", ".join(f".qlab-slow svg[aria-label^='{n} rows']" for n in range(2, 6))
+    page.wait_for_selector(some)  # on a busy machine the page may never show a given number
     page.get_by_role("button", name="stop", exact=True).click()
     page.wait_for_selector("button:has-text('run'):enabled")
-    assert notebook.label("qlab-slow")[0] in "234"
+    assert notebook.label("qlab-slow")[0] in "234567"
     page.get_by_role("button", name="run", exact=True).click()
     page.wait_for_selector(".qlab-slow svg[aria-label^='8 rows']")
     measured(notebook, "qlab-slow", [("bits", "ArrowRight", 4), ("bits", "ArrowLeft", 4)])
