@@ -139,6 +139,10 @@ def quantize(
     spec: Annotated[str, typer.Option(help="A name in qlab.SPECS, such as int4_g64.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     method: Annotated[str, typer.Option(help="A name in qlab.METHODS.")] = "rtn",
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Paths that stay float, such as '*.down_proj'.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
 ) -> None:
     """Quantize a model's linear layers and save it.
 
@@ -147,8 +151,10 @@ def quantize(
     import qlab
     from qlab.evaluation.memory import size
 
-    quantized = qlab.quantize_model(_load(model), method, spec, progress=console.is_terminal)
-    qlab.save(quantized, output)
+    quantized = qlab.quantize_model(
+        _load(model), method, spec, skip=skip or (), progress=console.is_terminal
+    )
+    qlab.save(quantized, output, overwrite=overwrite)
     cost = size(quantized).linears
     console.print(str(quantized.report), markup=False, highlight=False, soft_wrap=True)
     console.print(
@@ -270,6 +276,8 @@ def _texts(names: list[str]) -> dict[str, str]:
     found = {}
     for name in names:
         path = Path(name)
+        if path.suffix and not path.is_file():
+            raise ValueError(f"there is no text file {name}")
         found[path.stem if path.is_file() else name] = (
             path.read_text(encoding="utf-8") if path.is_file() else texts(name, "evaluation")
         )

@@ -12,6 +12,7 @@ bytes on disk (`packing`, `io`).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from jax.core import Tracer
 
 from qlab import describe
 from qlab.arithmetic import cast, divide, multiply, ordered_mean
-from qlab.formats import Format
+from qlab.formats import FORMATS, Format
 from qlab.rules import Rule, absmax
 
 Block = int | tuple[int, int] | str
@@ -64,6 +65,9 @@ class Spec:
     rule: Rule = absmax
 
     def __post_init__(self) -> None:
+        if not isinstance(self.format, Format):
+            near = difflib.get_close_matches(str(self.format).upper(), FORMATS, 1, 0)[0]
+            raise ValueError(f"format {self.format!r} is not a Format; FORMATS[{near!r}] is one")
         for field in ("scale", "zero", "offset"):
             how = getattr(self, field)
             if how is None or isinstance(how, (Format, Spec)) or (field, how) == ("offset", "mean"):
@@ -337,13 +341,17 @@ def quantize(w: jax.Array, how: Any) -> Any:
     if isinstance(how, QTensor):
         w = _weights(w, how.spec.block)
         return _finite(w, *_encode_jit(w, how))
-    return _saturating_cast(_weights(w, "tensor"), jnp.dtype(how))
+    try:
+        dtype = jnp.dtype(how)
+    except TypeError:
+        raise ValueError(
+            f"{how!r} is no Spec, QTensor, Format or dtype; a named Spec is SPECS[{how!r}]"
+        ) from None
+    return _saturating_cast(_weights(w, "tensor"), dtype)
 
 
-@jax.jit
 def dequantize(q: QTensor) -> jax.Array:
-    """The weights a QTensor stands for: (scale ⊙ (grid[codes] − zero) + offset), reordered, /
-    channel_scale.
+    """The weights a QTensor stands for: (scale ⊙ (grid[codes] − zero) + offset) / channel_scale.
 
     Args:
         q: a QTensor with codes.
@@ -356,9 +364,14 @@ def dequantize(q: QTensor) -> jax.Array:
         >>> dequantize(quantize(jnp.array([[1.0, -7.0, 2.4]]), Spec(INT4))).tolist()
         [[1.0, -7.0, 2.0]]
     """
+    if not isinstance(q, QTensor):
+        raise ValueError(f"dequantize takes a QTensor, not {type(q).__name__}")
     if q.codes is None:
         raise ValueError("this QTensor has ranges but no codes: quantize(w, it) adds them")
-    return _decode(q)
+    return _decode_jit(q)
+
+
+_decode_jit = jax.jit(lambda q: _decode(q))
 
 
 def fake_quantize(w: jax.Array, how: Spec | QTensor) -> jax.Array:
@@ -413,6 +426,8 @@ def bits_per_weight(x: Spec | QTensor) -> float:
     """
     if isinstance(x, QTensor):
         return _bits(x) / math.prod(x.shape)
+    if not isinstance(x, Spec):
+        raise ValueError(f"bits_per_weight takes a Spec or a QTensor, not {type(x).__name__}")
     return sum(part.bits for part in describe.parts(x))
 
 

@@ -219,6 +219,8 @@ def explain(spec: Spec | QTensor | str) -> Explanation:
         spec = spec.spec
     if isinstance(spec, str):
         spec = find(spec)
+    if not isinstance(spec, Spec):
+        raise ValueError(f"a Spec, a QTensor or a name is explained, not {type(spec).__name__}")
     return Explanation(spec, next((name for name, known in SPECS.items() if known == spec), None))
 
 

@@ -258,6 +258,11 @@ def test_bits_of_a_tensor_count_everything():
         (lambda: Spec(UINT4, zero=Spec(UINT4)), "not as a Spec"),
         (lambda: qlab.explain("int4_g46"), "did you mean 'int4_g64'"),
         (lambda: qlab.specs.gptq(9), "not 9"),
+        (lambda: Spec("int44"), "FORMATS..INT4.."),
+        (lambda: quantize(normal(4, 64), "int4_g64"), "a named Spec is SPECS"),
+        (lambda: dequantize(normal(4, 64)), "takes a QTensor"),
+        (lambda: bits_per_weight("nf4"), "not str"),
+        (lambda: qlab.explain(5), "not int"),
     ],
 )
 def test_bad_input_gets_one_clear_sentence(call, sentence):

@@ -104,7 +104,7 @@ def load(
     near = difflib.get_close_matches(name.lower(), NAMES, 1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"no model, folder or file is called {name!r}{hint} known are {', '.join(NAMES)}, "
+        f"no model, folder or file is called {name!r}{hint}; known are {', '.join(NAMES)}, "
         "hub ids like 'org/model', folders and .gguf files"
     )
 
