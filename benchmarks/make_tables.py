@@ -1,8 +1,7 @@
 """`make tables`: what rounding to nearest costs, on both models and four texts, with error bars.
 
 Resumable: every finished row is a JSON file under results/tables/, skipped when its key (weights,
-    text, protocol,
-versions) is the same. Then results/tables.md is written from those files alone.
+text, protocol, versions) is the same. Then results/tables.md is written from those files alone.
 
     python benchmarks/make_tables.py                      everything
     python benchmarks/make_tables.py --model tiny         one model

@@ -1,8 +1,8 @@
 """`qlab demo`: a real language model, rounded at six precisions, and what that cost, with bars.
 
 Eight rows: the float model, the same weights at another batch size (the noise floor of the
-    arithmetic), INT8, four times
-INT4 and INT3, INT2. Then one sentence continued by three of them, and the pictures.
+arithmetic), INT8, three times INT4, INT3, INT2. Then one sentence continued by three of them, and
+the pictures.
 """
 
 from __future__ import annotations

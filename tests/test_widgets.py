@@ -433,3 +433,8 @@ def test_run_shows_its_error():
     assert widget.wait(20) and widget.table == {1: 1}
     assert isinstance(widget.error, ValueError) and "2 is one too many" in widget.note.value
     assert not widget.button.disabled
+
+
+def test_a_widget_refuses_what_is_no_model():
+    with pytest.raises(ValueError, match="takes a model, .* not 'tiny'"):
+        qlab.widgets.weights("tiny")

@@ -111,6 +111,8 @@ def cut(
     check_protocol(protocol)
     if not text.strip():
         raise ValueError(f"the text {name!r} is empty")
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens={tokens} is less than 1")
     if context < 4:
         raise ValueError(f"a context of {context} tokens is too short: at least 4")
     ids = list(tokenizer.encode(text))

@@ -46,10 +46,9 @@ def quantize_model(
     Args:
         model: any Transformer; weights that are QTensors already are dequantized first.
         method: a name in METHODS, or a function (w, stats, spec, **hyper) -> QTensor.
-        spec_or_rule: a Spec or a name in SPECS for every linear; or {glob: Spec, name or None},
-            the first glob that
-            matches a path decides; or a function path -> Spec, name or None. None, or no match,
-            leaves a linear float.
+        spec_or_rule: a Spec or a name in SPECS for every linear; or {glob: Spec, name or None}, the
+            first glob that matches a path decides; or a function path -> Spec, name or None. None,
+            or no match, leaves a linear float.
         batches: calibration text; no method of this version takes it.
         stats: {path: Stats} handed to the method layer by layer; the report's loss is measured on
             them.

@@ -70,5 +70,11 @@ class Source:
 
 
 def source_of(model: Transformer | Source) -> Source:
-    """A Source as it is, a model opened."""
+    """A Source as it is, a model opened.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(model, (Source, Transformer)):
+        raise ValueError(f"a widget takes a model, such as qlab.load('tiny'), not {model!r:.60}")
     return model if isinstance(model, Source) else Source(model)
