@@ -169,8 +169,7 @@ def attend(
     q = q.reshape(batch, time, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch * kv_heads, -1, time, d)
     k, v = (x.transpose(0, 2, 1, 3).reshape(batch * kv_heads, seen, d) for x in (k, v))
-    # XLA's batched products are slow on a CPU: there one head after another takes a quarter of the
-    # time.
+    # XLA's batched products are slow on a CPU: one head after another is faster there.
     y = jax.lax.platform_dependent(
         q, k, v, cpu=lambda *heads: jax.lax.map(lambda x: one(*x), heads), default=jax.vmap(one)
     )
