@@ -241,32 +241,51 @@ def _spread_ranges(q: QTensor, shape: tuple[int, ...]):
 # ---- codes ---------------------------------------------------------------------------------------
 
 
-def _encode(w: jax.Array, ranges: QTensor) -> QTensor:
-    spec = ranges.spec
-    if ranges.channel_scale is not None:
-        w = multiply(w, ranges.channel_scale)
-    if ranges.perm is not None:
-        w = w[..., ranges.perm]
-    scale, zero, offset = _spread_ranges(ranges, w.shape)
+def to_codes(
+    w: jax.Array,
+    spec: Spec,
+    scale: jax.Array | None,
+    zero: jax.Array | None,
+    offset: jax.Array | None,
+) -> jax.Array:
+    """The nearest codes, uint8, of weights that each have their own scale, zero and offset."""
     if offset is not None:
         w = w - offset
     if scale is not None:
         w = divide(w, jnp.where(scale == 0, 1.0, scale))
     if zero is not None:
         w = (jnp.round(w) if isinstance(spec.zero, Format) else w) + zero
-    return ranges.replace(codes=spec.format.encode(w))
+    return spec.format.encode(w)
 
 
-def _decode(q: QTensor) -> jax.Array:
-    assert q.codes is not None
-    w = q.spec.format.decode(q.codes)
-    scale, zero, offset = _spread_ranges(q, q.codes.shape)
+def from_codes(
+    codes: jax.Array,
+    spec: Spec,
+    scale: jax.Array | None,
+    zero: jax.Array | None,
+    offset: jax.Array | None,
+) -> jax.Array:
+    """The weights that codes stand for, float32; the reverse of `to_codes`."""
+    w = spec.format.decode(codes)
     if zero is not None:
         w = w - zero
     if scale is not None:
         w = multiply(w, scale)
-    if offset is not None:
-        w = w + offset
+    return w if offset is None else w + offset
+
+
+def _encode(w: jax.Array, ranges: QTensor) -> QTensor:
+    spec = ranges.spec
+    if ranges.channel_scale is not None:
+        w = multiply(w, ranges.channel_scale)
+    if ranges.perm is not None:
+        w = w[..., ranges.perm]
+    return ranges.replace(codes=to_codes(w, spec, *_spread_ranges(ranges, w.shape)))
+
+
+def _decode(q: QTensor) -> jax.Array:
+    assert q.codes is not None
+    w = from_codes(q.codes, q.spec, *_spread_ranges(q, q.codes.shape))
     if q.perm is not None:
         w = w[..., jnp.argsort(q.perm)]
     return w if q.channel_scale is None else divide(w, q.channel_scale)

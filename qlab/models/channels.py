@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,8 @@ import numpy as np
 
 from qlab.formats import FORMATS
 from qlab.models.architectures import FEEDS, Feed
-from qlab.models.surgery import linears
-from qlab.models.transformer import Block, Config, Linear, RMSNorm, Transformer, as_array
+from qlab.models.surgery import get, linears
+from qlab.models.transformer import Config, Linear, RMSNorm, Transformer, as_array
 from qlab.qtensor import Spec, dequantize, quantize
 from qlab.rules import minmax
 
@@ -34,7 +33,7 @@ def feeders(model: Transformer) -> dict[str, int]:
         ['layers.0.input_layernorm', 'layers.0.self_attn.v_proj']
     """
     return {
-        f"layers.{i}.{feed.feeder}": _get(block, feed.feeder).weight.shape[0]
+        f"layers.{i}.{feed.feeder}": get(block, feed.feeder).weight.shape[0]
         for i, block in enumerate(model.layers)
         for feed in FEEDS
     }
@@ -70,7 +69,7 @@ def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Tra
                 rows[feed.feeder] = np.asarray(c, np.float64)
                 columns |= dict.fromkeys(feed.consumers, _input_channels(feed, c, model.config))
         for path in rows.keys() | columns.keys():
-            _rescale(_get(block, path), rows.get(path), columns.get(path))
+            _rescale(get(block, path), rows.get(path), columns.get(path))
     return new
 
 
@@ -83,13 +82,6 @@ def _input_channels(feed: Feed, c: np.ndarray, config: Config) -> np.ndarray:
         return c
     kv = config.num_key_value_heads
     return np.repeat(c.reshape(kv, 1, -1), config.num_attention_heads // kv, axis=1).reshape(-1)
-
-
-def _get(block: Block, path: str) -> Any:
-    part: Any = block
-    for name in path.split("."):
-        part = getattr(part, name)
-    return part
 
 
 def _rescale(part: Linear | RMSNorm, rows: np.ndarray | None, columns: np.ndarray | None) -> None:

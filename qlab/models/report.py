@@ -30,6 +30,14 @@ class LayerReport:
         max_error: max |W − Ŵ|.
         clipped: share of weights more than half a step beyond the ends of their block's range.
         loss: relative error of the output on calibration inputs; None without them.
+        rtn_loss: the same for rounding to nearest into the same Spec.
+        held_out_loss, held_out_rtn_loss: both on inputs that the method never saw; None without.
+        tokens: input vectors that calibration counted.
+        dead: input channels that were zero in all of them.
+        damp: damping added to the diagonal, relative to its mean; None where there is none.
+        rung: how many steps of the Cholesky ladder were climbed, 0 for none.
+        scale: smallest and largest magnitude of the scales as stored, zeros left out; None without.
+        seconds: spent on this layer by the method itself.
         notes: what else a reader should know: dead columns, constant rows, fallbacks.
     """
 
@@ -41,11 +49,26 @@ class LayerReport:
     max_error: float
     clipped: float
     loss: float | None = None
+    rtn_loss: float | None = None
+    held_out_loss: float | None = None
+    held_out_rtn_loss: float | None = None
+    tokens: int = 0
+    dead: int = 0
+    damp: float | None = None
+    rung: int = 0
+    scale: tuple[float, float] | None = None
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
         return int(np.prod(self.shape))
+
+    @staticmethod
+    def from_dict(found: dict[str, Any]) -> LayerReport:
+        """The row again, from `dataclasses.asdict` by way of JSON."""
+        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        return LayerReport(**{**found, **lists})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +94,7 @@ class Report:
     @staticmethod
     def from_dict(found: dict[str, Any]) -> Report:
         """The report again."""
-        layers = tuple(
-            LayerReport(**{**row, "shape": tuple(row["shape"]), "notes": tuple(row["notes"])})
-            for row in found["layers"]
-        )
+        layers = tuple(LayerReport.from_dict(row) for row in found["layers"])
         rest = {"float_layers": tuple(found["float_layers"]), "notes": tuple(found["notes"])}
         return Report(**{**found, "layers": layers, **rest})
 

@@ -7,10 +7,11 @@ The head and the embedding are not linears here: they are quantized, if at all, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from qlab.models.transformer import Linear, Transformer, as_array
+from qlab.models.transformer import Block, Linear, Transformer, as_array
 
 
 def _is_linear(node: object) -> bool:
@@ -29,18 +30,29 @@ def linears(model: Transformer) -> dict[str, Linear]:
         >>> list(linears(model))[:2]   # doctest: +SKIP
         ['layers.0.self_attn.q_proj', 'layers.0.self_attn.k_proj']
     """
-    found = {}
-    for i, block in enumerate(model.layers):
-        for part, names in PARTS.items():
-            for name in names:
-                found[f"layers.{i}.{part}.{name}"] = getattr(getattr(block, part), name)
-    return found
+    return {
+        f"layers.{i}.{path}": get(block, path)
+        for i, block in enumerate(model.layers)
+        for path in paths(block)
+    }
 
 
-PARTS = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
+def paths(block: Block) -> list[str]:
+    """The linears of a block by their path inside it, in forward order: `self_attn.q_proj`, …"""
+    return [path for stage in block.STAGES for path in stage]
+
+
+def get(module: Any, path: str) -> Any:
+    """The part of a module at a path: `get(block, "self_attn.q_proj")`."""
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def put(module: Any, path: str, part: Any) -> None:
+    """Sets the part of a module at a path, in place."""
+    above, _, name = path.rpartition(".")
+    setattr(get(module, above) if above else module, name, part)
 
 
 def map_linears(model: Transformer, change: Callable[[str, Linear], Linear]) -> Transformer:

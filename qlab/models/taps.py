@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qlab.models.surgery import PARTS
+from qlab.models.surgery import get, paths, put
 from qlab.models.transformer import Block, Linear, Transformer
 
 
@@ -34,11 +34,9 @@ def _tapped(block: Block, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array 
     """One block's output, and the input of each of its linears: `self_attn.q_proj` -> (batch,
     time, in).
     """
-    taps = {}
-    for part, names in PARTS.items():  # `block` is this function's own copy: setting on it is safe
-        for name in names:
-            taps[f"{part}.{name}"] = Tap(getattr(getattr(block, part), name))
-            setattr(getattr(block, part), name, taps[f"{part}.{name}"])
+    taps = {path: Tap(get(block, path)) for path in paths(block)}
+    for path, tap in taps.items():  # `block` is this function's own copy: setting on it is safe
+        put(block, path, tap)
     y, _ = block(x, jnp.int32(0))
     return y, {path: tap.input for path, tap in taps.items()}
 
@@ -68,6 +66,6 @@ def layer_inputs(model: Transformer, tokens: Any) -> dict[str, jax.Array]:
     found: dict[str, Any] = {}
     for i, block in enumerate(model.layers):
         x, inputs = _tapped(block, x)
-        for part, names in PARTS.items():  # a compiled function returns its dict sorted
-            found |= {f"layers.{i}.{part}.{n}": inputs[f"{part}.{n}"] for n in names}
+        # A compiled function returns its dict sorted: the order is the block's.
+        found |= {f"layers.{i}.{path}": inputs[path] for path in paths(block)}
     return found

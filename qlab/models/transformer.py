@@ -215,7 +215,17 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: normalise, mix over time, add; normalise, mix over channels, add."""
+    """One layer: normalise, mix over time, add; normalise, mix over channels, add.
+
+    `STAGES` lists its linears in forward order; those of one stage read the same input.
+    """
+
+    STAGES = (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.o_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("mlp.down_proj",),
+    )
 
     def __init__(
         self,
