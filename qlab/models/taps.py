@@ -62,7 +62,7 @@ def layer_inputs(model: Transformer, tokens: Any) -> dict[str, jax.Array]:
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2:
         raise ValueError(f"tokens are (sequences, time), not of shape {tokens.shape}")
-    x = model.embed_tokens(jnp.asarray(tokens))
+    x = model.embed(jnp.asarray(tokens))
     found: dict[str, Any] = {}
     for i, block in enumerate(model.layers):
         x, inputs = _tapped(block, x)

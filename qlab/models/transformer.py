@@ -266,9 +266,11 @@ class Transformer(nnx.Module):
         norm: RMSNorm,
         lm_head: Linear | None = None,
         label: Label | None = None,
+        embed_positions: Any = None,
     ):
         self.config = config
         self.embed_tokens = embed_tokens
+        self.embed_positions = nnx.data(embed_positions)  # None: the blocks rotate by position
         self.layers = nnx.List(layers)
         self.norm = norm
         self.lm_head = nnx.data(lm_head)  # None: tied to the embedding
@@ -277,9 +279,18 @@ class Transformer(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens))
 
+    def embed(self, tokens: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+        """What the first block reads: tokens (batch, time) at positions `start …` -> (batch, time,
+        hidden) float32.
+        """
+        x = self.embed_tokens(tokens)
+        if self.embed_positions is None:
+            return x
+        return x + self.embed_positions(start + jnp.arange(tokens.shape[1]))
+
     def hidden(self, tokens: jax.Array) -> jax.Array:
         """The normed states that the head reads, (batch, time, hidden) float32."""
-        x = self.embed_tokens(tokens)
+        x = self.embed(tokens)
         for block in self.layers:
             x, _ = _run(block, x, jnp.int32(0), None)
         return self.norm(x)
@@ -292,7 +303,7 @@ class Transformer(nnx.Module):
         """Run `tokens` (batch, time) at positions `start …` against the caches: (hidden states,
         new caches).
         """
-        x, new = self.embed_tokens(tokens), []
+        x, new = self.embed(tokens, start), []
         for block, cache in zip(self.layers, caches, strict=True):
             x, cache = _run(block, x, start, cache)
             new.append(cache)
