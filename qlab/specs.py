@@ -10,7 +10,6 @@ fills them by plain rounding, ggml's own searches are `kquants`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import html
 from typing import NamedTuple
 
@@ -63,6 +62,7 @@ from qlab.rules import (
     pow2_rceil,
     signed_absmax,
 )
+from qlab.suggest import near
 
 
 class Entry(NamedTuple):
@@ -236,9 +236,7 @@ def find(name: str) -> Spec:
     """
     if name in SPECS:
         return SPECS[name]
-    near = difflib.get_close_matches(name, SPECS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SPECS)}"
-    raise ValueError(f"no Spec is called {name!r}: {hint}")
+    raise ValueError(f"no Spec is called {name!r}: {near(name, SPECS)}")
 
 
 def name_of(spec: Spec) -> str:

@@ -179,8 +179,8 @@ def test_block_that_does_not_divide_names_layer_numbers_and_the_way_out():
 
 
 def test_unknown_names_suggest_the_nearest():
-    refuse("int4_g46", "'int4_g46' is unknown; did you mean 'int4_g64'")
-    refuse("int4_g64", "'rnt' is unknown; did you mean 'rtn'", method="rnt")
+    refuse("int4_g46", "no Spec is called 'int4_g46': did you mean 'int4_g64'")
+    refuse("int4_g64", "'rnt' is unknown: did you mean 'rtn'", method="rnt")
     refuse("int4_g64", "no linear matches 'layers.0.mlp.dwn_proj'", skip=["layers.0.mlp.dwn_proj"])
     refuse({"*.kproj": "int4_g64"}, "no linear matches '.*kproj'")
     refuse(lambda path: 4, "a Spec, a name in SPECS or None is needed, not 4")

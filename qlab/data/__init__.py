@@ -6,10 +6,11 @@ in `licences/`; `training/texts.py` builds the files; `problems` draws fresh exe
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from qlab.suggest import near
 
 DOMAINS = ("english", "code", "math", "korean")
 SPLITS = ("calibration", "evaluation")
@@ -48,6 +49,4 @@ def text_hash(text: str) -> str:
 
 def _check(kind: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(str(name).lower(), known, 1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no {kind} is called {name!r}; {hint}known are {', '.join(known)}")
+        raise ValueError(f"no {kind} is called {name!r}; {near(name, known)}")

@@ -20,9 +20,10 @@ from qlab.evaluation import memory
 from qlab.evaluation import reference as kept
 from qlab.evaluation.divergence import TokenScores, score
 from qlab.evaluation.result import Evaluation, Protocol, TextScore, summarize
-from qlab.evaluation.windows import DEFAULT_CONTEXT, Windows, check_protocol, cut, nearest
+from qlab.evaluation.windows import DEFAULT_CONTEXT, Windows, check_protocol, cut
 from qlab.models.surgery import dense
 from qlab.qtensor import QTensor
+from qlab.suggest import near
 
 DOMAINS = ("english", "code", "math", "korean")
 REFERENCE_BATCH = 4
@@ -183,8 +184,8 @@ def _texts(texts: str | Iterable[str] | Mapping[str, str]) -> dict[str, str]:
         for name in names:
             if name not in DOMAINS:
                 raise ValueError(
-                    f"unknown text {name!r}{nearest(name, DOMAINS)}; "
-                    "your own text goes in as {name: text}"
+                    f"unknown text {name!r}: {near(name, DOMAINS)} "
+                    "Your own text goes in as {name: text}."
                 )
         from qlab.data import texts as bundled
 

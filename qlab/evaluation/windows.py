@@ -10,11 +10,12 @@ Sources: IST-DASLab/gptq `llama.py`; llama.cpp `tools/perplexity/perplexity.cpp`
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 from typing import Any
 
 import numpy as np
+
+from qlab.suggest import near
 
 PROTOCOLS = ("gptq", "llama.cpp")
 DEFAULT_CONTEXT = {"gptq": 2048, "llama.cpp": 512}
@@ -49,16 +50,10 @@ class Windows:
         return hashlib.sha256(shape.tobytes() + self.tokens.tobytes()).hexdigest()
 
 
-def nearest(name: str, known) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, else the list of all."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
 def check_protocol(protocol: str) -> None:
     """Raises ValueError unless `protocol` is one of PROTOCOLS."""
     if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
+        raise ValueError(f"unknown protocol {protocol!r}: {near(protocol, PROTOCOLS)}")
 
 
 def token_bytes(tokenizer: Any, ids: list[int]) -> np.ndarray:

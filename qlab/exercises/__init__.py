@@ -5,7 +5,6 @@ A wrong answer is recognised by comparing it with the mistakes that people make;
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
 from qlab.exercises.start import START
+from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in (*START, *NUMBERS)}
 
@@ -76,6 +76,4 @@ def solution(name: str) -> None:
 def _find(name: str) -> Exercise:
     if name in EXERCISES:
         return EXERCISES[name]
-    near = difflib.get_close_matches(str(name), EXERCISES, n=1, cutoff=0.4)
-    known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(EXERCISES)}"
-    raise ValueError(f"no exercise is called {name!r}: {known}")
+    raise ValueError(f"no exercise is called {name!r}: {near(name, EXERCISES)}")

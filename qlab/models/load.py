@@ -8,7 +8,6 @@ say what a table that uses the model must say too. Not here: how a file is parse
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import subprocess
@@ -29,6 +28,7 @@ from qlab.models import architectures, channels, hub, tokenizer
 from qlab.models.report import Report
 from qlab.models.surgery import dense
 from qlab.models.transformer import Config, Label, Transformer
+from qlab.suggest import near
 
 NAMES = ("tiny", "smollm2-135m")
 
@@ -101,11 +101,9 @@ def load(
         return _artifact(path) if is_ours else hub.read_folder(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
         return hub.read_folder(hub.fetch(name), name)
-    near = difflib.get_close_matches(name.lower(), NAMES, 1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"no model, folder or file is called {name!r}{hint}; known are {', '.join(NAMES)}, "
-        "hub ids like 'org/model', folders and .gguf files"
+        f"no model, folder or file is called {name!r}; {near(name, NAMES)} "
+        "Hub ids like 'org/model', folders and .gguf files will do too."
     )
 
 

@@ -7,7 +7,6 @@ calibrating methods' batches and propagation.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +21,9 @@ from qlab.models.report import LayerReport, Report
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Label, Linear, Transformer, as_array
 from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize
-from qlab.specs import SPECS, name_of
+from qlab.specs import find, name_of
 from qlab.stats import Stats, output_error
+from qlab.suggest import near
 
 Rule = Spec | str | Mapping[str, Spec | str | None] | Callable[[str], Spec | str | None]
 
@@ -116,14 +116,8 @@ def _method(method: str | Callable[..., QTensor]) -> Callable[..., QTensor]:
     if callable(method):
         return method
     if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown{_near(method, METHODS)}")
+        raise ValueError(f"method {method!r} is unknown: {near(method, METHODS)}")
     return METHODS[method]
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
 def as_spec(spec: Spec | str | None) -> Spec | None:
@@ -132,9 +126,7 @@ def as_spec(spec: Spec | str | None) -> Spec | None:
         return spec
     if not isinstance(spec, str):
         raise ValueError(f"a Spec, a name in SPECS or None is needed, not {spec!r}")
-    if spec not in SPECS:
-        raise ValueError(f"spec {spec!r} is unknown{_near(spec, SPECS)}")
-    return SPECS[spec]
+    return find(spec)
 
 
 def _plan(
@@ -144,7 +136,7 @@ def _plan(
     globs = skip + (tuple(rule) if isinstance(rule, Mapping) else ())
     for glob in globs:
         if not fnmatch.filter(layers, glob):
-            raise ValueError(f"no linear matches {glob!r}{_near(glob, layers)}"[:300])
+            raise ValueError(f"no linear matches {glob!r}: {near(glob, layers)}"[:300])
     plan: dict[str, Spec | None] = {}
     for path, layer in layers.items():
         skipped = any(fnmatch.fnmatchcase(path, glob) for glob in skip)

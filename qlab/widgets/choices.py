@@ -4,11 +4,10 @@ Spec that follows.
 
 from __future__ import annotations
 
-import difflib
-
 from qlab.formats import FORMATS
 from qlab.qtensor import Spec
 from qlab.rules import RULES
+from qlab.suggest import near
 
 # kind -> ({bits: format}, range rules, the usual one first)
 KINDS: dict[str, tuple[dict[int, str], tuple[str, ...]]] = {
@@ -35,8 +34,7 @@ def make_spec(kind: str, bits: int, block: int | str, rule: str) -> Spec:
         INT4
     """
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, 1, 0) or list(KINDS)
-        raise ValueError(f"no kind of number is called {kind!r}: did you mean {near[0]!r}?")
+        raise ValueError(f"no kind of number is called {kind!r}: {near(kind, KINDS)}")
     formats, rules = KINDS[kind]
     if bits not in formats:
         raise ValueError(f"{kind!r} has {', '.join(map(str, formats))} bits, not {bits}")

@@ -7,7 +7,6 @@ neighbour.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from qlab.describe import fields
 from qlab.formats import FORMATS
+from qlab.suggest import near
 
 WIDE = {
     "FP32": (np.float32, "s" + "e" * 8 + "m" * 23),
@@ -114,6 +114,5 @@ def numbers(name: str) -> Numbers:
     if name in WIDE:
         return Numbers(name, WIDE[name][1])
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, (*WIDE, *FORMATS), 1, 0)[0]
-        raise ValueError(f"no format is called {name!r}: did you mean {near!r}?")
+        raise ValueError(f"no format is called {name!r}: {near(name, (*WIDE, *FORMATS))}")
     return Numbers(name, fields(FORMATS[name]))

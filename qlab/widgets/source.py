@@ -4,7 +4,6 @@ bundled text, computed once.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from typing import Any
 
@@ -15,6 +14,7 @@ from qlab.models.surgery import linears
 from qlab.models.taps import layer_inputs
 from qlab.models.transformer import Transformer, as_array
 from qlab.stats import Stats
+from qlab.suggest import near
 
 WINDOWS, LENGTH = 4, 128  # of English calibration text
 
@@ -45,8 +45,7 @@ class Source:
     def _weight(self, layer: str) -> np.ndarray:
         """(out, in) float32; computed once a layer."""
         if layer not in self._linears:
-            near = difflib.get_close_matches(layer, self.layers, 1, 0)[0]
-            raise ValueError(f"the model has no layer {layer!r}: did you mean {near!r}?")
+            raise ValueError(f"the model has no layer {layer!r}: {near(layer, self.layers)}")
         return np.asarray(as_array(self._linears[layer].weight), np.float32)
 
     @property
