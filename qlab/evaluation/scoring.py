@@ -184,8 +184,8 @@ def _texts(texts: str | Iterable[str] | Mapping[str, str]) -> dict[str, str]:
         for name in names:
             if name not in DOMAINS:
                 raise ValueError(
-                    f"unknown text {name!r}: {near(name, DOMAINS)} "
-                    "Your own text goes in as {name: text}."
+                    f"unknown text {name!r} (your own goes in as {{name: text}}): "
+                    f"{near(name, DOMAINS)}"
                 )
         from qlab.data import texts as bundled
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from qlab.qtensor import QTensor
 from qlab.specs import SPECS
-from qlab.suggest import near
 
 # One block of `size` weights as it lies in the file, little-endian. For all 4- and 5-bit types:
 #   qs[j]      low nibble: weight j           high nibble: weight j + 16
@@ -268,9 +267,7 @@ def to_qtensor(raw: np.ndarray, type: str) -> QTensor:
 def _blocks(raw: np.ndarray, type: str) -> np.ndarray:
     """(rows, bytes) uint8 seen as (rows, blocks) of the type's struct."""
     if type not in BLOCKS:
-        raise ValueError(
-            f"block type {type!r} is unknown: {near(type, BLOCKS)} Decoded are {', '.join(BLOCKS)}"
-        )
+        raise ValueError(f"block type {type!r} is unknown; known are {', '.join(BLOCKS)}")
     block = BLOCKS[type][1]
     if raw.dtype != np.uint8 or raw.ndim != 2:
         raise ValueError(f"raw blocks are uint8 (rows, bytes), not {raw.dtype} {raw.shape}")

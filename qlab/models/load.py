@@ -102,8 +102,8 @@ def load(
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
         return hub.read_folder(hub.fetch(name), name)
     raise ValueError(
-        f"no model, folder or file is called {name!r}; {near(name, NAMES)} "
-        "Hub ids like 'org/model', folders and .gguf files will do too."
+        "no folder, .gguf file, hub id like 'org/model' or bundled model is called "
+        f"{name!r}; {near(name, NAMES)}"
     )
 
 
