@@ -7,6 +7,7 @@ when the first picture is drawn.
 
 from qlab.plots.bars import paired_bars
 from qlab.plots.grids import grid_study, weights_on_grid
+from qlab.plots.layers import layer_losses
 from qlab.plots.quality import continuations, size_quality
 from qlab.plots.style import COLOURS, png, save
 from qlab.plots.training import training_curve
@@ -15,6 +16,7 @@ __all__ = [
     "COLOURS",
     "continuations",
     "grid_study",
+    "layer_losses",
     "paired_bars",
     "png",
     "save",
