@@ -139,7 +139,7 @@ def save(model: Any, folder: str | os.PathLike, *, overwrite: bool = False) -> P
     manifest = _manifest(model, quantized)
     with _atomic_folder(target) as part:
         save_file(tensors, part / WEIGHTS)
-        _write_json(part / "config.json", {"model_type": "llama", **_config(model)})
+        _write_json(part / "config.json", {"model_type": model.config.model_type, **_config(model)})
         _write_json(part / MANIFEST, manifest)
         if model.tokenizer is not None:
             (part / "tokenizer.json").write_text(model.tokenizer.to_json(), encoding="utf-8")
@@ -230,7 +230,6 @@ def load_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if facts.get("version") != VERSION:
         raise ValueError(f"{folder} has version {facts.get('version')}, this qlab reads {VERSION}")
     config = read_json(folder / "config.json")
-    config.pop("model_type", None)
     tensors: dict[str, Any] = dict(read_safetensors(folder / WEIGHTS))
     try:
         # Nested QTensors have the longer paths: made first, they are parts of the outer ones.

@@ -1,21 +1,22 @@
-"""What the Llama family's files look like, as literals: config keys, tensor names, and who feeds
-whom.
+"""From a file's facts and tensors to a `Transformer`, whatever the architecture: config keys and
+tensor names as literals.
 
-A `Transformer` is assembled from a dictionary of tensors under its own paths
+A model is assembled from a dictionary of tensors under its own paths
 (`layers.3.self_attn.q_proj.weight`), which are the hub's names without the leading `model.`; a GGUF
-file's names translate by `GGUF_NAMES`. Not here: opening files.
+file's names translate by `GGUF_NAMES`. OPT's facts are in `opt`. Not here: opening files.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qlab.models import opt
 from qlab.models.transformer import (
     MLP,
     Attention,
@@ -28,30 +29,6 @@ from qlab.models.transformer import (
     Transformer,
 )
 from qlab.qtensor import QTensor
-
-
-class Feed(NamedTuple):
-    """`feeder`'s output channels are the input channels of `consumers`, up to functions that
-    commute with a scale.
-
-    So feeder rows / c and consumer columns · c leave the model's function as it was. With
-    `by_kv_head`, one feeding channel reaches the same channel of every query head that shares its
-    key-value head.
-    """
-
-    feeder: str
-    consumers: tuple[str, ...]
-    by_kv_head: bool = False
-
-
-# v -> o: attention averages over time, channel by channel. up -> down: up is a factor of the gated
-# product.
-FEEDS = (
-    Feed("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    Feed("self_attn.v_proj", ("self_attn.o_proj",), by_kv_head=True),
-    Feed("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-    Feed("mlp.up_proj", ("mlp.down_proj",)),
-)
 
 # GGUF's name (without .weight, .bias) -> ours; `{i}` is the layer.
 GGUF_NAMES = {
@@ -69,29 +46,35 @@ GGUF_NAMES = {
     "blk.{i}.ffn_down": "layers.{i}.mlp.down_proj",
 }
 
-# model_type -> the linears that carry a bias whatever the config's flags say.
-HUB_TYPES: dict[str, tuple[str, ...]] = {
+# model_type of the Llama family -> the linears that carry a bias whatever the config's flags say.
+LLAMA_TYPES: dict[str, tuple[str, ...]] = {
     "llama": (),
     "mistral": (),
     "qwen2": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
 }
+# What our own files call an architecture -> its Config.
+CONFIGS = {config.model_type: config for config in (Config, opt.OPTConfig)}
 # Tensors of old checkpoints that repeat what the config says.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
 
 
-def hub_config(facts: Mapping[str, Any]) -> Config:
-    """A `Config` from a hub's `config.json`.
+def hub_config(facts: Mapping[str, Any]) -> Config | opt.OPTConfig:
+    """A `Config` or `OPTConfig` from a hub's `config.json`.
 
     Raises:
         ValueError: another architecture, scaled rotary positions, another activation, or a
             checkpoint that is already quantized: each by its name.
     """
-    kind = facts.get("model_type")
-    if kind not in HUB_TYPES:
-        raise ValueError(f"model_type {kind!r} is unknown; known: {', '.join(HUB_TYPES)}")
+    kind, known = facts.get("model_type"), (*LLAMA_TYPES, "opt")
+    if kind not in known:
+        raise ValueError(f"model_type {kind!r} is unknown; known: {', '.join(known)}")
     if facts.get("quantization_config"):
         method = facts["quantization_config"].get("quant_method", "some method")
         raise ValueError(f"the checkpoint is already quantized ({method}); load its float original")
+    return opt.hub_config(facts) if kind == "opt" else _llama_config(facts)
+
+
+def _llama_config(facts: Mapping[str, Any]) -> Config:
     rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
@@ -120,9 +103,21 @@ def hub_config(facts: Mapping[str, Any]) -> Config:
     )
 
 
+def hub_path(name: str, model_type: str) -> str:
+    """Our path of a hub's tensor.
+
+    Example:
+        >>> hub_path("model.layers.3.mlp.up_proj.weight", "llama")
+        'layers.3.mlp.up_proj.weight'
+    """
+    return opt.hub_path(name) if model_type == "opt" else re.sub(r"^model\.", "", name)
+
+
 def hub_biases(facts: Mapping[str, Any]) -> list[str]:
-    """Paths of the linears that must have a bias, by `config.json`."""
-    found = set(HUB_TYPES[facts["model_type"]])
+    """Paths of the linears that must have a bias by `config.json`, where a file may lack them."""
+    if facts["model_type"] == "opt":
+        return []  # its linears all have one: `assemble` asks for it
+    found = set(LLAMA_TYPES[facts["model_type"]])
     if facts.get("attention_bias"):
         found |= {f"self_attn.{name}_proj" for name in "qkvo"}
     if facts.get("mlp_bias"):
@@ -198,11 +193,13 @@ def half_split_rows(heads: int, rows: int) -> np.ndarray:
     return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(rows)
 
 
-def assemble(config: Config, tensors: Mapping[str, Any], label: Label | None = None) -> Transformer:
+def assemble(
+    config: Config | opt.OPTConfig, tensors: Mapping[str, Any], label: Label | None = None
+) -> Transformer:
     """A model from its tensors.
 
     Args:
-        config: the model's facts.
+        config: the model's facts; its class is the architecture.
         tensors: by path with `.weight` or `.bias` at the end: float arrays (made float32) or
             QTensors.
         label: the model's name, tokenizer and notes.
@@ -211,16 +208,24 @@ def assemble(config: Config, tensors: Mapping[str, Any], label: Label | None = N
         ValueError: a tensor is missing, unknown, of another shape than the config says, or holds
             NaN or Inf.
     """
-    c, parts = config, _Parts(tensors)
-    if c.tie_word_embeddings:
+    parts = _Parts(tensors)
+    if config.tie_word_embeddings:
         parts.rest.pop("lm_head.weight", None)  # some files store the tied table twice
+    if isinstance(config, opt.OPTConfig):
+        model = opt.build(config, parts.take, label)
+    else:
+        model = _llama(config, parts, label)
+    if parts.rest:
+        names = f"{min(parts.rest)!r} and {len(parts.rest) - 1} more"
+        raise ValueError(f"tensors that belong to no part of the model: {names}")
+    return model
+
+
+def _llama(c: Config, parts: _Parts, label: Label | None) -> Transformer:
     embedding = Embedding(parts.take("embed_tokens.weight", c.vocab_size, c.hidden_size))
     blocks = [_block(parts, f"layers.{i}", c) for i in range(c.num_hidden_layers)]
     head = None if c.tie_word_embeddings else parts.linear("lm_head", c.vocab_size, c.hidden_size)
     norm = RMSNorm(parts.take("norm.weight", c.hidden_size), c.rms_norm_eps)
-    if parts.rest:
-        names = f"{min(parts.rest)!r} and {len(parts.rest) - 1} more"
-        raise ValueError(f"tensors that belong to no part of the model: {names}")
     return Transformer(c, embedding, blocks, norm, head, label)
 
 

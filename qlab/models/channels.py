@@ -1,24 +1,24 @@
 """Scaling channels inside a model without changing its function: (W diag c)(x / c) = W x.
 
-Whatever feeds a linear (a norm's gain, the rows of another linear: `architectures.FEEDS`) takes 1 /
-c, the linear's input columns take c. With c = exp(N(0, 0.1)) it breaks a grid that weights already
-lie on (`dither`); with a few c = 1/50 it makes activation outliers (`with_outliers`). SmoothQuant
-and AWQ fold their factors through the same function.
+Whatever feeds a linear (a norm's gain, the rows of another linear: `Block.FEEDS`) takes 1 / c, the
+linear's input columns take c. With c = exp(N(0, 0.1)) it breaks a grid that weights already lie on
+(`dither`); with a few c = 1/50 it makes activation outliers (`with_outliers`). SmoothQuant and AWQ
+fold their factors through the same function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qlab.formats import FORMATS
-from qlab.models.architectures import FEEDS, Feed
 from qlab.models.surgery import get, linears
-from qlab.models.transformer import Config, Linear, RMSNorm, Transformer, as_array
+from qlab.models.transformer import Feed, Linear, Transformer, as_array
 from qlab.qtensor import Spec, dequantize, quantize
 from qlab.rules import minmax
 
@@ -35,7 +35,7 @@ def feeders(model: Transformer) -> dict[str, int]:
     return {
         f"layers.{i}.{feed.feeder}": get(block, feed.feeder).weight.shape[0]
         for i, block in enumerate(model.layers)
-        for feed in FEEDS
+        for feed in block.FEEDS
     }
 
 
@@ -45,11 +45,12 @@ def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Tra
 
     Args:
         model: any model; QTensors that a factor touches become float32.
-        factors: c (channels,) by feeder path, as `feeders` lists them; products are taken in
+        factors: c > 0 (channels,) by feeder path, as `feeders` lists them; products are taken in
             float64.
 
     Raises:
-        ValueError: a path that feeds nothing, or a factor of another length.
+        ValueError: a path that feeds nothing, a factor of another length, or one that is not
+            positive (a ReLU between feeder and consumer commutes with no other).
     """
     known = feeders(model)
     for path, c in factors.items():
@@ -59,11 +60,13 @@ def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Tra
             )
         if np.shape(c) != (known[path],):
             raise ValueError(f"{path!r} has {known[path]} channels, its factor {np.shape(c)}")
+        if not (np.isfinite(c) & (np.asarray(c) > 0)).all():
+            raise ValueError(f"the factor of {path!r} goes down to {np.min(c)}: positive ones only")
     new = jax.tree.map(lambda leaf: leaf, model)  # fresh modules, shared arrays
     for i, block in enumerate(new.layers):
         rows: dict[str, np.ndarray] = {}  # what divides the output rows of a part
         columns: dict[str, np.ndarray] = {}  # what multiplies its input columns
-        for feed in FEEDS:
+        for feed in block.FEEDS:
             c = factors.get(f"layers.{i}.{feed.feeder}")
             if c is not None:
                 rows[feed.feeder] = np.asarray(c, np.float64)
@@ -73,7 +76,7 @@ def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Tra
     return new
 
 
-def _input_channels(feed: Feed, c: np.ndarray, config: Config) -> np.ndarray:
+def _input_channels(feed: Feed, c: np.ndarray, config: Any) -> np.ndarray:
     """A feeder's factor in the order of its consumers' columns: (kv_heads · d,) -> (heads · d,)
     for v -> o.
     """
@@ -84,14 +87,16 @@ def _input_channels(feed: Feed, c: np.ndarray, config: Config) -> np.ndarray:
     return np.repeat(c.reshape(kv, 1, -1), config.num_attention_heads // kv, axis=1).reshape(-1)
 
 
-def _rescale(part: Linear | RMSNorm, rows: np.ndarray | None, columns: np.ndarray | None) -> None:
-    """Divides rows (or a norm's gain) and multiplies columns, in float64, rounding once."""
+def _rescale(part: Any, rows: np.ndarray | None, columns: np.ndarray | None) -> None:
+    """Divides rows (or a norm's gain) and bias, and multiplies columns, in float64, rounding
+    once.
+    """
     w = np.asarray(as_array(part.weight), np.float64)
     if columns is not None:
         w = w * columns
     if rows is not None:
         w = w / (rows[:, None] if w.ndim == 2 else rows)
-        if isinstance(part, Linear) and part.bias is not None:
+        if getattr(part, "bias", None) is not None:  # an RMSNorm has none
             part.bias = jnp.asarray(np.asarray(part.bias, np.float64) / rows, jnp.float32)
     part.weight = jnp.asarray(w, jnp.float32)
 
@@ -126,7 +131,7 @@ def with_outliers(
     rng = np.random.default_rng(seed)
     factors = {}
     for path, n in feeders(model).items():
-        if path.endswith("layernorm"):
+        if not isinstance(get(model, path), Linear):
             factors[path] = np.ones(n)
             factors[path][rng.choice(n, max(1, round(share * n)), replace=False)] = 1 / gain
     return scale_channels(model, factors)

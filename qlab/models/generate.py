@@ -99,8 +99,9 @@ def generate_tokens(
     """
     model = dense(model)
     ends = set(model.tokenizer.eos_ids) if model.tokenizer is not None else set()
-    room = min(len(ids) + max_new_tokens, model.config.max_position_embeddings)
-    padded = np.zeros((1, bucket(len(ids))), np.int32)
+    most = model.config.max_position_embeddings
+    room = min(len(ids) + max_new_tokens, most)
+    padded = np.zeros((1, min(bucket(len(ids)), most)), np.int32)
     padded[0, : len(ids)] = ids
     hidden, caches = model.step(jnp.asarray(padded), jnp.int32(0), model.caches(1, bucket(room)))
     last = jax.lax.dynamic_index_in_dim(hidden, len(ids) - 1, axis=1)  # the padding is behind it

@@ -1,5 +1,5 @@
-"""Reading a folder in the hub's layout: config.json, safetensors (one file or sharded),
-tokenizer.json.
+"""Reading a folder in the hub's layout: config.json, weights (one file or
+sharded), a tokenizer.
 
 `read_folder` makes a model of it; `fetch` gets a hub id's folder through huggingface_hub. Not here:
 names, our own artifacts and GGUF files (`load`).
@@ -7,14 +7,13 @@ names, our own artifacts and GGUF files (`load`).
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from qlab.io.safetensors import read_json, read_safetensors
-from qlab.models.architectures import assemble, hub_biases, hub_config
+from qlab.models.architectures import assemble, hub_biases, hub_config, hub_path
 from qlab.models.tokenizer import Tokenizer, from_json
 from qlab.models.transformer import Label, Transformer
 
@@ -62,7 +61,8 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
         config = hub_config(facts)
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} has no value {error.args[0]!r}") from None
-    tensors = {re.sub(r"^model\.", "", path): t for path, t in read_tensors(folder).items()}
+    kind = facts["model_type"]
+    tensors = {hub_path(name, kind): t for name, t in read_tensors(folder).items()}
     for path in hub_biases(facts):
         if f"{path}.bias" not in tensors:
             raise ValueError(f"the tensor {path + '.bias'!r} is missing")
@@ -76,7 +76,7 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
         name=name or folder.resolve().name,
         tokenizer=read_tokenizer(folder),
         notes=tuple(notes),
-        provenance={"source": name or folder.resolve().name, "model_type": facts["model_type"]},
+        provenance={"source": name or folder.resolve().name, "model_type": kind},
     )
     return assemble(config, tensors, label)
 

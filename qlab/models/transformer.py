@@ -11,7 +11,8 @@ separate. Not here: where weights come from (`load`), sampling (`generate`), rep
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,9 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The facts of one architecture, under the names of a hub's `config.json`."""
+    """The facts of one model of the Llama family, under the names of a hub's `config.json`."""
 
+    model_type = "llama"  # not a field: the same for the whole family
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -214,10 +216,25 @@ class MLP(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class Feed(NamedTuple):
+    """`feeder`'s output channels are the input channels of `consumers`, up to functions that
+    commute with a positive scale.
+
+    So feeder rows / c and consumer columns · c leave the block's function as it was. With
+    `by_kv_head`, one feeding channel reaches the same channel of every query head that shares its
+    key-value head.
+    """
+
+    feeder: str
+    consumers: tuple[str, ...]
+    by_kv_head: bool = False
+
+
 class Block(nnx.Module):
     """One layer: normalise, mix over time, add; normalise, mix over channels, add.
 
-    `STAGES` lists its linears in forward order; those of one stage read the same input.
+    `STAGES` lists its linears in forward order; those of one stage read the same input. `FEEDS`
+    says who feeds whom.
     """
 
     STAGES = (
@@ -225,6 +242,14 @@ class Block(nnx.Module):
         ("self_attn.o_proj",),
         ("mlp.gate_proj", "mlp.up_proj"),
         ("mlp.down_proj",),
+    )
+    # v -> o: attention averages over time, channel by channel. up -> down: up is a factor of the
+    # gated product.
+    FEEDS = (
+        Feed("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        Feed("self_attn.v_proj", ("self_attn.o_proj",), by_kv_head=True),
+        Feed("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Feed("mlp.up_proj", ("mlp.down_proj",)),
     )
 
     def __init__(
@@ -252,6 +277,9 @@ _read_out = jax.jit(lambda head, hidden: head(hidden))
 class Transformer(nnx.Module):
     """A causal language model: tokens (batch, time) int32 -> logits (batch, time, vocab) float32.
 
+    The parts are the architecture: another one hands in its own blocks, final norm and positions
+    (`opt`).
+
     Example:
         >>> model = Transformer.init(Config(64, 32, 64, 2, 4, 2, 8), jax.random.key(0))
         >>> model(jnp.zeros((1, 5), jnp.int32)).shape
@@ -260,10 +288,10 @@ class Transformer(nnx.Module):
 
     def __init__(
         self,
-        config: Config,
+        config: Any,
         embed_tokens: Embedding,
-        layers: list[Block],
-        norm: RMSNorm,
+        layers: Sequence[Any],
+        norm: Any,
         lm_head: Linear | None = None,
         label: Label | None = None,
         embed_positions: Any = None,
@@ -332,8 +360,8 @@ class Transformer(nnx.Module):
 
     @staticmethod
     def init(config: Config, key: jax.Array) -> Transformer:
-        """Random weights: normal with standard deviation 0.02, residual outputs smaller by
-        √(2·layers).
+        """The Llama family with random weights: normal with standard deviation 0.02, residual
+        outputs smaller by √(2·layers).
         """
 
         def matrix(out: int, inner: int, std: float, bias: bool) -> Linear:
