@@ -7,24 +7,31 @@ names, our own artifacts and GGUF files (`load`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from qlab.io.pytorch import read_pytorch
 from qlab.io.safetensors import read_json, read_safetensors
 from qlab.models.architectures import assemble, hub_biases, hub_config, hub_path
-from qlab.models.tokenizer import Tokenizer, from_json
+from qlab.models.tokenizer import Tokenizer, from_json, from_vocabulary
 from qlab.models.transformer import Label, Transformer
 
-# All that a model needs; neither pickled weights nor other frameworks' copies are fetched.
+# All that a model needs; other frameworks' copies are not fetched.
 WANTED = (
     "config.json",
     "generation_config.json",
     "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
     "*.safetensors",
     "*.index.json",
 )
+# Where the weights are, best first. Pickled ones are fetched only where there are no others.
+WEIGHTS = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_pytorch}
 
 
 def fetch(name: str) -> Path:
@@ -36,7 +43,10 @@ def fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+        folder = Path(snapshot_download(name, allow_patterns=list(WANTED)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*WANTED, "pytorch_model*.bin"]))
+        return folder
     except Exception as error:  # the client's errors come from several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConnectionError(
@@ -50,7 +60,8 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
     """A model from a folder in the hub's layout, weights as float32.
 
     Args:
-        folder: holds config.json and safetensors; tokenizer.json where there is one.
+        folder: holds config.json and weights; tokenizer.json, or vocab.json and merges.txt, where
+            there is one.
         name: the model's name; the folder's where None.
 
     Raises:
@@ -83,19 +94,24 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
 
 def read_tensors(folder: Path) -> dict[str, jax.Array]:
     """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json`
-    lists.
+    lists; else of `pytorch_model.bin` in the same two ways.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        listed: dict[str, str] = read_json(index).get("weight_map", {})
-        names = sorted(set(listed.values()))
-    elif (folder / "model.safetensors").exists():
-        listed, names = {}, ["model.safetensors"]
-    else:
-        raise ValueError(f"{folder} has no model.safetensors and no index of shards")
+    for name, read in WEIGHTS.items():
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return _read_shards(index, read)
+        if (folder / name).exists():
+            return read(folder / name)
+    raise ValueError(
+        f"{folder} has no model.safetensors and no index of shards, nor a pytorch_model.bin"
+    )
+
+
+def _read_shards(index: Path, read: Callable[[Path], dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    listed: dict[str, str] = read_json(index).get("weight_map", {})
     tensors: dict[str, jax.Array] = {}
-    for name in names:
-        tensors |= read_safetensors(folder / name)
+    for name in sorted(set(listed.values())):
+        tensors |= read(index.parent / name)
     lost = sorted(listed.keys() - tensors.keys())
     if lost:
         raise ValueError(f"{index} promises {lost[0]!r}, which no shard holds")
@@ -103,11 +119,9 @@ def read_tensors(folder: Path) -> dict[str, jax.Array]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer with the ids that its configs call end and begin; None without a
-    tokenizer.json.
+    """The folder's tokenizer with the ids that its configs call end and begin; None where there is
+    neither a tokenizer.json nor a vocab.json with its merges.txt.
     """
-    if not (folder / "tokenizer.json").exists():
-        return None
     ids: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):  # the later one decides
         if (folder / name).exists():
@@ -118,6 +132,9 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
                 if facts.get(key) is not None
             }
     eos = ids.get("eos_token_id", ())
-    return from_json(
-        folder / "tokenizer.json", (eos,) if isinstance(eos, int) else eos, ids.get("bos_token_id")
-    )
+    eos, bos = (eos,) if isinstance(eos, int) else eos, ids.get("bos_token_id")
+    if (folder / "tokenizer.json").exists():
+        return from_json(folder / "tokenizer.json", eos, bos)
+    if (folder / "vocab.json").exists():
+        return from_vocabulary(folder, eos, bos)
+    return None

@@ -2,8 +2,8 @@
 laboratory needs.
 
 A fingerprint (two perplexities compare only under one tokenizer), ids that end a text, and decoding
-piece by piece. Built from a `tokenizer.json` or from the vocabulary and merges inside a GGUF file.
-Not here: training a tokenizer (`training/`).
+piece by piece. Built from a `tokenizer.json`, from GPT-2's `vocab.json` and `merges.txt`, or from
+the vocabulary and merges inside a GGUF file. Not here: training a tokenizer (`training/`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+from qlab.io.safetensors import read_json
 
 
 class Tokenizer:
@@ -117,6 +119,51 @@ def from_json(
     definition.no_padding()
     definition.no_truncation()
     return Tokenizer(definition, eos_ids, bos_id)
+
+
+def from_vocabulary(
+    folder: str | os.PathLike, eos_ids: Sequence[int] = (), bos_id: int | None = None
+) -> Tokenizer:
+    """Builds GPT-2's byte-level BPE out of `vocab.json` and `merges.txt`, as OPT's folders have it.
+
+    Special tokens, and whether one begins every text (OPT: `</s>`, `encode(text, special=True)`),
+    are read from tokenizer_config.json and special_tokens_map.json.
+
+    Args:
+        folder: holds both files.
+        eos_ids: ids that end a generated text.
+        bos_id: the id that begins one; where the settings add a token, it is that one.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    folder, settings = Path(folder), {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the later one decides
+        if (folder / name).exists():
+            settings |= read_json(folder / name)
+    try:
+        files = (str(folder / name) for name in ("vocab.json", "merges.txt"))
+        vocab, merges = models.BPE.read_file(*files)
+        definition = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"vocab.json, merges.txt in {folder} are no BPE: {error}") from None
+    space = bool(settings.get("add_prefix_space"))
+    definition.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    definition.decoder = decoders.ByteLevel()
+    named = [_content(settings.get(f"{role}_token")) for role in ("bos", "eos", "unk", "pad")]
+    special = [AddedToken(t, normalized=False) for t in dict.fromkeys(named) if t in vocab]
+    definition.add_special_tokens(special)
+    if settings.get("add_bos_token") and named[0] in vocab:
+        begin, bos_id = named[0], vocab[named[0]]
+        definition.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, bos_id)]
+        )
+    return Tokenizer(definition, eos_ids, bos_id)
+
+
+def _content(token: Any) -> Any:
+    """A special token's spelling: settings hold it plainly or in a dictionary of flags."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 # How a text is cut before merging, by the file's `tokenizer.ggml.pre`. "default" is GPT-2's.
