@@ -1,5 +1,6 @@
 """Small random models and tokenizers that several test files share."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
+from qlab.models import opt
 from qlab.models.tokenizer import Tokenizer
 from qlab.models.transformer import Config, Label, Linear, Transformer
 
@@ -20,6 +22,14 @@ CONFIG = Config(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=16,
+    max_position_embeddings=256,
+)
+OPT_CONFIG = opt.OPTConfig(
+    vocab_size=320,
+    hidden_size=64,
+    ffn_dim=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
     max_position_embeddings=256,
 )
 
@@ -38,10 +48,13 @@ def byte_tokenizer(eos_ids=(0,)) -> Tokenizer:
     return Tokenizer(definition, eos_ids)
 
 
-def random_model(config: Config = CONFIG, seed: int = 0, scale: float = 8.0) -> Transformer:
-    """A random model with uneven norm gains; larger weights than at the start of training, so that
-    every part of it matters to the logits."""
-    model = Transformer.init(config, jax.random.key(seed))
+def random_model(
+    config: Config | opt.OPTConfig = CONFIG, seed: int = 0, scale: float = 8.0
+) -> Transformer:
+    """A random model with uneven norm gains (and OPT's biases); larger weights than at the start of
+    training, so that every part of it matters to the logits."""
+    init = opt.init if isinstance(config, opt.OPTConfig) else Transformer.init
+    model = init(config, jax.random.key(seed))
     rng = np.random.default_rng(seed)
 
     def spread(leaf):
@@ -64,19 +77,29 @@ def hub_tensors(model: Transformer) -> dict[str, np.ndarray]:
     tensors = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         path = jax.tree_util.keystr(keys, simple=True, separator=".")
-        tensors[path if path.startswith("lm_head") else f"model.{path}"] = np.asarray(leaf)
+        if not path.startswith("lm_head"):
+            path = f"model.{path}" if model.config.model_type == "llama" else opt_name(path)
+        tensors[path] = np.asarray(leaf)
     return tensors
+
+
+def opt_name(path: str) -> str:
+    """The hub's name of an OPT tensor."""
+    return "model.decoder." + path.replace("norm.", "final_layer_norm.", path.startswith("norm."))
 
 
 def write_hub_folder(model: Transformer, folder, shards: int = 1, **facts) -> None:
     """`model` as a hub's folder: config.json, one safetensors or an index with shards."""
     folder.mkdir(parents=True, exist_ok=True)
+    kind = {
+        "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"},
+        "opt": {"architectures": ["OPTForCausalLM"], "activation_function": "relu"},
+    }
     config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_act": "silu",
+        "model_type": model.config.model_type,
+        **kind[model.config.model_type],
         "eos_token_id": 0,
-        **{name: getattr(model.config, name) for name in Config.__dataclass_fields__},
+        **dataclasses.asdict(model.config),
         **facts,
     }
     (folder / "config.json").write_text(json.dumps(config))
