@@ -2,9 +2,11 @@
 here.
 """
 
+from qlab.methods.gptq import gptq
 from qlab.methods.method import Method
 from qlab.methods.rtn import rtn
 
 METHODS: dict[str, Method] = {
     "rtn": rtn,
+    "gptq": gptq,
 }
