@@ -51,7 +51,7 @@ def weights() -> np.ndarray:
     w[1] = 0.3
     w[2], w[3] = np.abs(w[2]), -np.abs(w[3])
     w[4] *= 1e-4
-    w[5] *= 1e3
+    w[5] *= 3
     w[6, 77] = -3.0
     return w.astype(np.float32)
 
