@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from qlab import specs
 from qlab.formats import FORMATS, Format
-from qlab.methods import METHODS, rtn
+from qlab.methods import METHODS, gptq, rtn
 from qlab.packing import pack, unpack
 from qlab.qtensor import (
     QTensor,
@@ -30,13 +30,15 @@ if _TYPE_CHECKING:
     from qlab.data import texts
     from qlab.evaluation import compare, evaluate
     from qlab.io import save
-    from qlab.models import generate, load, quantize_model
+    from qlab.models import calibrate, calibration_batches, generate, load, quantize_model
 
 __version__ = "0.1.0"
 
 # name -> the module that has it; None: the name is a module itself
 _LAZY = {
     "load": "qlab.models",  # a model by name, hub id, folder or file
+    "calibrate": "qlab.models",  # what every layer reads of a text
+    "calibration_batches": "qlab.models",  # sequences of the calibration texts
     "quantize_model": "qlab.models",  # a method on every linear layer
     "generate": "qlab.models",  # text from a model
     "save": "qlab.io",  # a quantized model to a folder
@@ -61,6 +63,8 @@ __all__ = [
     "Spec",
     "Stats",
     "bits_per_weight",
+    "calibrate",
+    "calibration_batches",
     "compare",
     "dequantize",
     "evaluate",
@@ -70,6 +74,7 @@ __all__ = [
     "fake_quantize",
     "fit",
     "generate",
+    "gptq",
     "io",
     "load",
     "models",

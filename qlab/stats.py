@@ -26,7 +26,7 @@ class Stats:
 
     Attributes:
         tokens: () float32, input vectors counted (padding left out).
-        sequences: () float32, sequences they came from.
+        sequences: () float32, sequences they came from (those that are all padding left out).
         hessian: (in, in) float32, H = E[x xᵀ].
         mean_abs: (in,) float32, E|x|.
         min, max: (in,) float32, extremes of every channel.
@@ -61,19 +61,37 @@ class Stats:
             raise ValueError(f"inputs are (tokens, in) or (sequences, time, in), not {x.shape}")
         if mask is not None and mask.shape != x.shape[:-1]:
             raise ValueError(f"mask of shape {mask.shape} for inputs of shape {x.shape}")
-        sequences = x.shape[0] if x.ndim == 3 else 1
         flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)  # (tokens, in)
-        seen = jnp.ones(flat.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
+        kept = jnp.ones(x.shape[:-1], bool) if mask is None else mask
+        seen = kept.reshape(-1).astype(jnp.float32)
         tokens = seen.sum()
         masked = jnp.where(seen[:, None] > 0, flat, 0.0)
         each = jnp.maximum(tokens, 1.0)
         return Stats(
             tokens=tokens,
-            sequences=jnp.float32(sequences),
+            sequences=kept.any(axis=-1).sum().astype(jnp.float32),
             hessian=jnp.matmul(masked.T, masked, precision=PRECISION) / each,
             mean_abs=jnp.abs(masked).sum(0) / each,
             min=jnp.where(seen[:, None] > 0, flat, jnp.inf).min(0),
             max=jnp.where(seen[:, None] > 0, flat, -jnp.inf).max(0),
+        )
+
+    @staticmethod
+    def empty(channels: int) -> Stats:
+        """The Stats of no text, to which others are merged.
+
+        Example:
+            >>> one = Stats.from_inputs(jnp.array([[1.0, -2.0]]))
+            >>> Stats.empty(2).merge(one).hessian.tolist() == one.hessian.tolist()
+            True
+        """
+        return Stats(
+            tokens=jnp.float32(0),
+            sequences=jnp.float32(0),
+            hessian=jnp.zeros((channels, channels)),
+            mean_abs=jnp.zeros(channels),
+            min=jnp.full(channels, jnp.inf),
+            max=jnp.full(channels, -jnp.inf),
         )
 
     def merge(self, other: Stats) -> Stats:

@@ -204,10 +204,7 @@ def test_unsupported_pairs_name_both():
 
 
 def test_what_is_not_here_yet_says_so():
-    refuse("int4_g64", "batches=", NotImplementedError, batches=["text"])
     refuse("int4_g64", "act=", NotImplementedError, act=SPECS["int8_channel"])
-    refuse("int4_g64", "cache=", NotImplementedError, cache="folder")
-    refuse("int4_g64", "propagate=", NotImplementedError, propagate="quantized")
     refuse("int4_g64", "not a QTensor", method=lambda w, stats, spec: w)
 
 

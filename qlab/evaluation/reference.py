@@ -21,24 +21,11 @@ import numpy as np
 from qlab.cache import cache_dir
 from qlab.evaluation.windows import Windows
 from qlab.models import transformer
+from qlab.models.provenance import weights_hash
+
+__all__ = ["arithmetic", "batches", "states", "states_file", "weights_hash"]
 
 LIMIT = 4 * 2**30  # bytes of kept states; the longest unused go first
-
-
-def weights_hash(model: Any) -> str:
-    """sha256 over every array of a model and its place in the tree; labels do not matter.
-
-    Example:
-        >>> weights_hash(model) == weights_hash(model)   # doctest: +SKIP
-        True
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        x = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode())
-        digest.update(np.ascontiguousarray(x).view(np.uint8).data)
-    digest.update(repr(getattr(model, "config", "")).encode())
-    return digest.hexdigest()
 
 
 def arithmetic() -> str:

@@ -1,5 +1,6 @@
 """Models: the Llama family, where its weights come from, and what is done to it as a whole."""
 
+from qlab.models.calibrate import Batches, calibrate, calibration_batches
 from qlab.models.channels import dither, grid_study, scale_channels, with_outliers
 from qlab.models.generate import generate
 from qlab.models.load import load
@@ -10,6 +11,7 @@ from qlab.models.tokenizer import Tokenizer
 from qlab.models.transformer import Config, Label, Linear, Transformer
 
 __all__ = [
+    "Batches",
     "Config",
     "Label",
     "LayerReport",
@@ -17,6 +19,8 @@ __all__ = [
     "Report",
     "Tokenizer",
     "Transformer",
+    "calibrate",
+    "calibration_batches",
     "dense",
     "dither",
     "generate",

@@ -1,31 +1,37 @@
-"""`quantize_model`: a method on every linear layer, a Spec for each, and a report of what happened.
+"""`quantize_model`: a method on every linear layer, block by block, and a report of what happened.
 
-A Spec is given for all, by glob, or by a function of the path: mixed precision is data, not code. A
-new model comes out; the old one is untouched. Embedding and head stay float here. Not here yet:
-calibrating methods' batches and propagation.
+    plan       which Spec each linear gets          propagate  which inputs it is calibrated on
+    judge      one layer: run, measure, compare     resume     a killed run goes on where it was
+
+A new model comes out; the old one is untouched. Embedding and head stay float here. Not here yet:
+quantized activations.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from tqdm.auto import tqdm
 
-from qlab.methods import METHODS
+from qlab.models.calibrate import Batches, as_batches
+from qlab.models.judge import quantize_layer
+from qlab.models.plan import Job, Rule, check_hyper, find_method, make_plan, method_name
+from qlab.models.propagate import Float, Given, Quantized, Source, States, dense_block
+from qlab.models.provenance import facts, provenance_of
 from qlab.models.report import LayerReport, Report
-from qlab.models.surgery import linears, map_linears
-from qlab.models.transformer import Label, Linear, Transformer, as_array
-from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize
-from qlab.specs import find, name_of
-from qlab.stats import Stats, output_error
+from qlab.models.resume import Finished, Folder
+from qlab.models.surgery import get, linears, map_linears, put
+from qlab.models.transformer import Label, Linear, Transformer
+from qlab.qtensor import QTensor, dequantize
+from qlab.stats import Stats
 from qlab.suggest import near
 
-Rule = Spec | str | Mapping[str, Spec | str | None] | Callable[[str], Spec | str | None]
+PROPAGATE = ("none", "float", "quantized")
 
 
 def quantize_model(
@@ -37,8 +43,9 @@ def quantize_model(
     act: Any = None,
     skip: Iterable[str] = (),
     propagate: str | None = None,
-    cache: Any = None,
+    cache: str | os.PathLike | None = None,
     progress: bool = True,
+    held_out: float = 0.125,
     **hyper: Any,
 ) -> Transformer:
     """A new model whose linears are QTensors.
@@ -49,15 +56,21 @@ def quantize_model(
         spec_or_rule: a Spec or a name in SPECS for every linear; or {glob: Spec, name or None}, the
             first glob that matches a path decides; or a function path -> Spec, name or None. None,
             or no match, leaves a linear float.
-        batches: calibration text; no method of this version takes it.
-        stats: {path: Stats} handed to the method layer by layer; the report's loss is measured on
-            them.
+        batches: calibration text: a bundled domain such as "english", or several; {name: text};
+            what `calibration_batches` returns; (sequences, time) token ids, lists of ids of any
+            lengths, or {"input_ids", "attention_mask"}, padded on the right.
+        stats: {path: Stats} from `calibrate`, in place of batches.
         act: quantization of activations; not in this version.
         skip: globs of paths that stay float, such as "layers.0.*" or "*.down_proj".
-        propagate: "none" (or None): every layer sees the float model's inputs; the only way in
-            this version.
-        cache: a folder of finished layers; not in this version.
-        progress: show a bar with the layer and its error.
+        propagate: "quantized": each stage of a block ([q, k, v] → [o] → [gate, up] → [down]) is
+            calibrated on what the quantized layers before it put out; "float": on the float
+            model's inputs; "none": not at all, or "float" if there are batches. None: the method's
+            own; for a plain function "float" if there are batches.
+        cache: a folder for finished blocks: a run that was killed goes on from there, to the same
+            bytes.
+        progress: show a bar with the layer, its loss and RTN's, and the time left.
+        held_out: share of the sequences (the last ones) that no method sees, on which the report
+            judges each layer; at least one of eight or more; 0: none.
         hyper: passed to the method.
 
     Returns:
@@ -65,226 +78,212 @@ def quantize_model(
         it again.
 
     Raises:
-        ValueError: an unknown method, Spec or glob (the nearest is suggested), a method that
-            cannot fill a Spec, a block that does not divide a layer, or weights with NaN or Inf:
-            the sentence names the layer.
-        NotImplementedError: an argument that this version does not act on.
+        ValueError: an unknown method, setting, Spec or glob (the nearest is suggested), a method
+            that cannot fill a Spec or is given no text it needs, a block that does not divide a
+            layer, a folder that holds another run, or weights or inputs with NaN or Inf: the
+            sentence names the layer.
+        NotImplementedError: `act`.
 
     Example:
         >>> model = qlab.load("tiny")   # doctest: +SKIP
-        >>> q = quantize_model(model, "rtn", "int4_g64", skip=["*.down_proj"])   # doctest: +SKIP
-        >>> print(q.report)                                    # doctest: +SKIP
+        >>> q = quantize_model(model, "gptq", "int4_g64", "english")   # doctest: +SKIP
+        >>> print(q.report)                                            # doctest: +SKIP
     """
-    _only_what_works(batches=batches, act=act, cache=cache)
-    if propagate not in (None, "none"):
-        raise NotImplementedError(
-            f"propagate={propagate!r} needs calibration, which is not here yet"
-        )
-    run = _method(method)
-    plan = _plan(linears(model), run, spec_or_rule, tuple(skip))
-    rows: list[LayerReport] = []
-    bar = tqdm(total=sum(s is not None for s in plan.values()), disable=not progress, leave=False)
-
-    def change(path: str, layer: Linear) -> Linear:
-        spec = plan[path]
-        if spec is None:
-            return layer
-        q, row = _layer(path, layer, run, spec, (stats or {}).get(path), hyper)
-        rows.append(row)
-        loss = row.error if row.loss is None else row.loss
-        bar.set_description(f"{_name(run)} {path}", refresh=False)
-        bar.set_postfix_str(f"{'error' if row.loss is None else 'loss'} {loss:.4f}", refresh=False)
-        bar.update()
-        return Linear(q, layer.bias)
-
-    with bar:
-        new = map_linears(model, change)
-    new.label = _label(model, run, spec_or_rule, plan, rows, hyper)
+    if act is not None:
+        raise NotImplementedError("act= is not acted on by this version; leave it out")
+    run = find_method(method)
+    check_hyper(run, hyper)
+    layers = linears(model)
+    job = Job(model, run, make_plan(layers, run, spec_or_rule, tuple(skip)), hyper)
+    mode = _mode(run, propagate, batches, stats)
+    kinds: dict[str, Batches] = {}
+    if batches is not None:
+        kept, held = as_batches(model, batches).split(held_out)
+        kinds = {"calibration": kept} | ({} if held is None else {"held_out": held})
+    _check_stats(job, stats)
+    provenance = provenance_of(job, mode, kinds, stats)
+    with _workplace(job, cache, provenance) as (folder, place):
+        states = States(place, kinds) if kinds else None
+        done = _run_blocks(job, _source(mode, states, stats), states, folder, progress)
+    new = map_linears(
+        model, lambda path, x: Linear(done[0][path], x.bias) if path in done[0] else x
+    )
+    new.label = _label(job, spec_or_rule, done[1], provenance, _origin(job, mode, kinds))
     return new
 
 
-def _only_what_works(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise NotImplementedError(f"{name}= is not acted on by this version; leave it out")
+# ---- what it is calibrated on --------------------------------------------------------------------
 
 
-# ---- who gets what -------------------------------------------------------------------------------
+def _mode(run: Callable, propagate: str | None, batches: Any, stats: Any) -> str:
+    """What layers will read: "none", "given", "float" or "quantized", as far as there is text."""
+    own = getattr(run, "propagate", None)
+    if propagate is not None and propagate not in PROPAGATE:
+        raise ValueError(f"propagate={propagate!r} is unknown: {near(propagate, PROPAGATE)}")
+    if batches is not None and stats is not None:
+        raise ValueError("batches= and stats= exclude each other: stats are taken from batches")
+    if stats is not None:
+        if propagate == "quantized":
+            raise ValueError(
+                "stats= are taken before anything is quantized, so propagate='quantized' cannot "
+                "use them: give batches="
+            )
+        return "given"
+    if batches is None:
+        needed = propagate if propagate in ("float", "quantized") else own
+        if needed in ("float", "quantized"):
+            raise ValueError(
+                f"method {method_name(run)!r} with propagate={needed!r} needs calibration text: "
+                "batches='english', your own {name: text} or token ids, or stats=qlab.calibrate(…)"
+            )
+        return "none"
+    chosen = propagate or own or "float"
+    return "float" if chosen == "none" else chosen
 
 
-def _method(method: str | Callable[..., QTensor]) -> Callable[..., QTensor]:
-    if callable(method):
-        return method
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown: {near(method, METHODS)}")
-    return METHODS[method]
-
-
-def as_spec(spec: Spec | str | None) -> Spec | None:
-    """A Spec from itself or its name in SPECS; None stays None."""
-    if spec is None or isinstance(spec, Spec):
-        return spec
-    if not isinstance(spec, str):
-        raise ValueError(f"a Spec, a name in SPECS or None is needed, not {spec!r}")
-    return find(spec)
-
-
-def _plan(
-    layers: Mapping[str, Linear], run: Callable, rule: Rule, skip: tuple[str, ...]
-) -> dict[str, Spec | None]:
-    """The Spec of every path, checked before any work is done."""
-    globs = skip + (tuple(rule) if isinstance(rule, Mapping) else ())
-    for glob in globs:
-        if not fnmatch.filter(layers, glob):
-            raise ValueError(f"no linear matches {glob!r}: {near(glob, layers)}"[:300])
-    plan: dict[str, Spec | None] = {}
-    for path, layer in layers.items():
-        skipped = any(fnmatch.fnmatchcase(path, glob) for glob in skip)
-        spec = None if skipped else _choose(rule, path)
-        if spec is not None:
-            _check_fit(path, layer, run, spec)
-        plan[path] = spec
-    return plan
-
-
-def _choose(rule: Rule, path: str) -> Spec | None:
-    if isinstance(rule, Mapping):
-        return next((as_spec(s) for g, s in rule.items() if fnmatch.fnmatchcase(path, g)), None)
-    if callable(rule):
-        return as_spec(rule(path))
-    return as_spec(rule)
-
-
-def _check_fit(path: str, layer: Linear, run: Callable, spec: Spec) -> None:
-    width = layer.weight.shape[-1]
-    if isinstance(spec.block, int) and width % spec.block:
-        kind = path.rpartition(".")[2]
+def _check_stats(job: Job, stats: Mapping[str, Stats] | None) -> None:
+    """Stats of paths that there are; and of all, if the method cannot do without."""
+    if stats is None:
+        return
+    for path in stats:
+        if path not in job.plan:
+            raise ValueError(
+                f"stats= has {path!r}, no linear of this model: {near(path, job.plan)}"
+            )
+    if getattr(job.run, "propagate", "none") == "none":
+        return
+    missing = [p for p, spec in job.plan.items() if spec is not None and p not in stats]
+    if missing:
         raise ValueError(
-            f"{path} has {width} inputs, no multiple of block {spec.block}: "
-            f"skip=['*.{kind}'] leaves it float, or a rule "
-            f"{{'*.{kind}': another Spec, '*': this one}} gives it a smaller block"
+            f"method {method_name(job.run)!r} needs Stats of every linear it quantizes: stats= "
+            f"lacks {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
-    supports = getattr(run, "supports", None)
-    if supports is not None and not supports(spec):
-        raise ValueError(f"method {_name(run)!r} cannot fill spec {name_of(spec)!r} ({path})")
 
 
-def _name(run: Callable) -> str:
-    return getattr(run, "__name__", type(run).__name__)
+def _source(mode: str, states: States | None, stats: Mapping[str, Stats] | None) -> Source:
+    if states is None:
+        return Given(stats or {})
+    return Quantized(states) if mode == "quantized" else Float(states)
 
 
-# ---- one layer -----------------------------------------------------------------------------------
+def _origin(job: Job, mode: str, kinds: Mapping[str, Batches]) -> tuple[str, ...]:
+    """The report's lines on what the layers were calibrated on."""
+    if mode == "given":
+        notes = ("calibrated on the Stats given",)
+        if getattr(job.run, "propagate", None) == "quantized":
+            return (
+                *notes,
+                f"{method_name(job.run)} by default calibrates each layer on what the quantized "
+                "layers before it put out; Stats cannot follow that, batches= can",
+            )
+        return notes
+    if not kinds:
+        return ()
+    text = kinds["calibration"]
+    domains = ", ".join(text.provenance.get("domains", ())) or "token ids"
+    inputs = "the float model's inputs"
+    if mode == "quantized":
+        inputs = "each stage reading what the quantized layers before it put out"
+    line = f"calibrated on {text.count:,} tokens ({domains}), {inputs}"
+    if "held_out" in kinds:
+        line += f"; judged also on {kinds['held_out'].count:,} tokens held out"
+    return (line,)
 
 
-def _layer(
-    path: str, layer: Linear, run: Callable, spec: Spec, stats: Stats | None, hyper: dict[str, Any]
-) -> tuple[QTensor, LayerReport]:
-    w = as_array(layer.weight)
-    try:
-        q = run(w, stats, spec, **hyper)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(q, QTensor):
-        raise ValueError(
-            f"method {_name(run)!r} returned {type(q).__name__}, not a QTensor ({path})"
-        )
-    found = {key: float(value) for key, value in _measure(w, q).items()}
-    row = LayerReport(
-        path=path,
-        shape=tuple(w.shape),
-        spec=name_of(q.spec),
-        bits_per_weight=bits_per_weight(q),
-        error=found["error"],
-        max_error=found["max_error"],
-        clipped=found["clipped"],
-        loss=None if stats is None else float(output_error(w, dequantize(q), stats)),
-        notes=_notes(found, q.spec, spec),
-    )
-    return q, row
+# ---- block by block ------------------------------------------------------------------------------
 
 
-def _notes(found: Mapping[str, float], used: Spec, asked: Spec) -> tuple[str, ...]:
-    notes = [f"{int(found[key])} {what}" for key, what in _ODDITIES.items() if found[key]]
-    if used != asked:
-        notes.append(f"the method used {name_of(used)}, not {name_of(asked)}")
-    return tuple(notes)
+@contextlib.contextmanager
+def _workplace(
+    job: Job, cache: str | os.PathLike | None, provenance: Mapping[str, Any]
+) -> Iterator[tuple[Folder | None, Path]]:
+    """The folder of finished blocks, if one is asked for, and where states are kept."""
+    if cache is not None:
+        folder = Folder(cache, facts(job, provenance))
+        yield folder, folder.states
+        return
+    with tempfile.TemporaryDirectory(prefix="qlab-") as place:
+        yield None, Path(place)
 
 
-_ODDITIES = {"dead": "input columns are all zero", "constant": "rows are constant"}
+def _run_blocks(
+    job: Job, source: Source, states: States | None, folder: Folder | None, progress: bool
+) -> Finished:
+    """Every block in turn; it is finished once the next one's input and its own result are kept."""
+    done: Finished = ({}, [])
+    start = min(folder.finished, job.blocks) if folder else 0
+    for i in range(start):
+        _gather(done, folder.load(i) if folder else done)
+    if states and start < job.blocks:
+        states.begin(job.model, start)
+    bar = tqdm(total=job.layers, initial=len(done[1]), disable=not progress, leave=False)
+    with bar:
+        for i in range(start, job.blocks):
+            block = dense_block(job.model.layers[i])
+            found = _run_block(job, i, block, source, bar)
+            if i + 1 < job.blocks:
+                source.leave(i, block)
+            if folder:
+                folder.finish(i, found)
+            if states:
+                states.drop(i)
+            _gather(done, found)
+    if states:
+        states.drop(job.blocks)
+    return done
 
 
-@jax.jit
-def _measure(w: jax.Array, q: QTensor) -> dict[str, jax.Array]:
-    """The numbers of a report: relative and largest error, share of clipped weights, dead columns,
-    constant rows.
-    """
-    w_hat = dequantize(q)
-    energy = jnp.sum(w * w)
-    return {
-        "error": jnp.sqrt(jnp.sum((w - w_hat) ** 2) / jnp.where(energy == 0, 1.0, energy)),
-        "max_error": jnp.max(jnp.abs(w - w_hat)),
-        "clipped": jnp.mean(_clipped(w, q)),
-        "dead": jnp.sum(jnp.all(w == 0, axis=0)),
-        "constant": jnp.sum(jnp.all(w == w[:, :1], axis=1)),
-    }
+def _gather(done: Finished, more: Finished) -> None:
+    done[0].update(more[0])
+    done[1].extend(more[1])
 
 
-def _clipped(w: jax.Array, q: QTensor) -> jax.Array:
-    """Whether each weight lies more than half a step beyond the ends of its block's range, (out,
-    in) bool.
-    """
-    values = q.spec.format.values
-    first, last = _value_of(q, 0), _value_of(q, -1)
-    unit = (last - first) / (values[-1] - values[0])  # a block's values are affine in the grid's
-    below = first - unit * (values[1] - values[0]) / 2
-    above = last + unit * (values[-1] - values[-2]) / 2
-    # A negative scale turns the range round.
-    return (w < jnp.minimum(below, above)) | (w > jnp.maximum(below, above))
+def _run_block(job: Job, index: int, block: Any, source: Source, bar: tqdm) -> Finished:
+    """Quantizes the linears of one dense block, which holds the rounded weights in the end."""
+    done: Finished = ({}, [])
+    source.enter(index, block)
+    for stage in block.STAGES:
+        todo = {p: spec for p in stage if (spec := job.plan[f"layers.{index}.{p}"]) is not None}
+        seen = source.seen(index, block, stage) if todo else {}
+        for path, spec in todo.items():
+            full, layer = f"layers.{index}.{path}", get(block, path)
+            bar.set_description(f"{method_name(job.run)} {full}", refresh=False)
+            q, row = quantize_layer(full, layer, job.run, spec, seen[path], job.hyper)
+            put(block, path, Linear(dequantize(q), layer.bias))
+            _gather(done, ({full: q}, [row]))
+            bar.set_postfix_str(_brief(row), refresh=False)
+            bar.update()
+    return done
 
 
-def _value_of(q: QTensor, index: int) -> jax.Array:
-    """What every weight would be with the code of the grid's `index`-th value, (out, in)."""
-    code = q.spec.format.encode(jnp.float32(q.spec.format.values[index]))
-    return dequantize(q.replace(codes=jnp.broadcast_to(code, q.shape)))
+def _brief(row: LayerReport) -> str:
+    if row.loss is None:
+        return f"error {row.error:.4f}"
+    return f"loss {row.loss:.4f}" + ("" if row.rtn_loss is None else f", RTN {row.rtn_loss:.4f}")
 
 
 # ---- what travels with the model -----------------------------------------------------------------
 
 
 def _label(
-    model: Transformer,
-    run: Callable,
+    job: Job,
     rule: Rule,
-    plan: Mapping[str, Spec | None],
     rows: list[LayerReport],
-    hyper: Mapping[str, Any],
+    provenance: dict[str, Any],
+    notes: tuple[str, ...],
 ) -> Label:
     specs = list(dict.fromkeys(row.spec for row in rows))
     spec = specs[0] if len(specs) == 1 else f"{len(specs)} specs"
     if isinstance(rule, str):
         spec = rule
-    order = {path: i for i, path in enumerate(plan)}
+    model, method = job.model, method_name(job.run)
     report = Report(
         model=model.name,
-        method=_name(run),
+        method=method,
         spec=spec,
-        layers=tuple(sorted(rows, key=lambda row: order[row.path])),
-        float_layers=tuple(path for path, s in plan.items() if s is None),
-        notes=("embedding and head are not quantized", *model.notes),
+        layers=tuple(rows),
+        float_layers=tuple(path for path, s in job.plan.items() if s is None),
+        notes=(*notes, "embedding and head are not quantized", *model.notes),
     )
-    provenance = {
-        "model": dict(model.label.provenance, name=model.name),
-        "method": _name(run),
-        "spec": specs,
-        "hyper": {name: repr(value) for name, value in sorted(hyper.items())},
-        "versions": {name: _version(name) for name in ("qlab", "jax", "flax", "numpy")},
-    }
-    name = " ".join(filter(None, (model.name, _name(run), spec)))
+    name = " ".join(filter(None, (model.name, method, spec)))
     return Label(name, model.tokenizer, report, model.notes, provenance)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "source"

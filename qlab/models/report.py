@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterable
+import importlib
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
+
+WORSE = 1.001  # less than this beyond RTN's loss is the noise of float32 sums
+MANY = 6  # warnings of one kind that are spelt out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class LayerReport:
         damp: damping added to the diagonal, relative to its mean; None where there is none.
         rung: how many steps of the Cholesky ladder were climbed, 0 for none.
         scale: smallest and largest magnitude of the scales as stored, zeros left out; None without.
-        seconds: spent on this layer by the method itself.
+        seconds: spent on this layer by the method itself; neither saved nor compared.
         notes: what else a reader should know: dead columns, constant rows, fallbacks.
     """
 
@@ -57,12 +61,27 @@ class LayerReport:
     damp: float | None = None
     rung: int = 0
     scale: tuple[float, float] | None = None
-    seconds: float = 0.0
+    seconds: float = dataclasses.field(default=0.0, compare=False)
     notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
+        """out · in."""
         return int(np.prod(self.shape))
+
+    @property
+    def worse_than_rtn(self) -> str | None:
+        """Both numbers, on the inputs where rounding to nearest does better; None: nowhere."""
+        pairs = (
+            ("calibration", self.loss, self.rtn_loss),
+            ("held out", self.held_out_loss, self.held_out_rtn_loss),
+        )
+        said = [
+            f"{where}: loss {mine:.4g}, RTN's {other:.4g}"
+            for where, mine, other in pairs
+            if mine is not None and other is not None and mine > other * WORSE
+        ]
+        return f"{self.path} is worse than RTN ({'; '.join(said)})" if said else None
 
     @staticmethod
     def from_dict(found: dict[str, Any]) -> LayerReport:
@@ -87,9 +106,44 @@ class Report:
         """Mean over the weights of the quantized linears."""
         return _mean(self.layers, "bits_per_weight")
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should know first: layers worse than RTN, a Cholesky that needed help, too
+        little text.
+        """
+        worse = [said for row in self.layers if (said := row.worse_than_rtn)]
+        climbed = [
+            f"{row.path}: Cholesky failed at the damping asked for and held at rung {row.rung} "
+            f"(damping {row.damp:.3g} of the mean)"
+            for row in self.layers
+            if row.rung
+        ]
+        return (*worse, *climbed, *self._too_little_text())
+
+    def _too_little_text(self) -> list[str]:
+        """One line for each kind of linear whose Hessian cannot have full rank."""
+        found: dict[tuple[str, int, int], int] = {}
+        for row in self.layers:
+            if row.loss is not None and row.tokens < row.shape[-1]:
+                key = (row.path.rpartition(".")[2], row.tokens, row.shape[-1])
+                found[key] = found.get(key, 0) + 1
+        return [
+            f"{count} × {kind} saw {tokens:,} tokens, fewer than their {width:,} inputs: H has not "
+            "full rank, the damping decides the rest"
+            for (kind, tokens, width), count in found.items()
+        ]
+
+    def figure(self, **settings: Any) -> Any:
+        """Both losses of every layer as a picture: `qlab.plots.layer_losses`."""
+        plots = importlib.import_module("qlab.plots")  # drawn above models, and only when asked for
+        return plots.layer_losses(self, **settings)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
+        """Plain JSON values, the same in every run: seconds are left out."""
+        found = dataclasses.asdict(self)
+        for row in found["layers"]:
+            del row["seconds"]
+        return found
 
     @staticmethod
     def from_dict(found: dict[str, Any]) -> Report:
@@ -99,21 +153,22 @@ class Report:
         return Report(**{**found, "layers": layers, **rest})
 
     def __str__(self) -> str:
-        rows = [HEADER, *_summary(self.layers), *self._worst()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-        lines = [self._title()]
+        rows, same = _shown([HEADER, *_summary(self.layers), *self._worst()])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [self._title(), *(f"! {warning}" for warning in _some(self.warnings))]
         for row in rows:
             cells = [row[0].ljust(widths[0])]
             cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
             lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines + [f"· {note}" for note in self._notes()])
+        return "\n".join(lines + [f"· {note}" for note in (same, *self._notes()) if note])
 
     def _repr_html_(self) -> str:
-        short = _table(_summary(self.layers))
-        full = _table([_cells(row.path, [row], row.spec) for row in self.layers])
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self._notes())
+        short = _table([HEADER, *_summary(self.layers)])
+        marks = {i for i, row in enumerate(self.layers) if row.worse_than_rtn}
+        full = _table([HEADER, *(_cells(row.path, [row], row.spec) for row in self.layers)], marks)
+        warnings = _list([f"⚠ {warning}" for warning in _some(self.warnings)])
         return (
-            f"<p>{html.escape(self._title())}</p>{short}<ul>{notes}</ul>"
+            f"<p>{html.escape(self._title())}</p>{warnings}{short}{_list(self._notes())}"
             f"<details><summary>all {len(self.layers)} layers</summary>{full}</details>"
         )
 
@@ -124,7 +179,10 @@ class Report:
         )
 
     def _worst(self) -> list[tuple[str, ...]]:
-        worst = sorted(self.layers, key=lambda row: -row.error)[:3]
+        """The three layers that lost most: of their output where it is known, else of weights."""
+        known = all(row.loss is not None for row in self.layers)
+        lost = (lambda row: -row.loss) if known else (lambda row: -row.error)
+        worst = sorted(self.layers, key=lost)[:3]
         return [_cells(f"worst: {row.path}", [row], row.spec) for row in worst]
 
     def _notes(self) -> list[str]:
@@ -132,7 +190,11 @@ class Report:
         if self.float_layers:
             some = ", ".join(self.float_layers[:3]) + (" …" if len(self.float_layers) > 3 else "")
             notes.append(f"{len(self.float_layers)} linears stay float: {some}")
-        return notes + [f"{row.path}: {note}" for row in self.layers for note in row.notes]
+        said: dict[str, list[str]] = {}
+        for row in self.layers:
+            for note in row.notes:
+                said.setdefault(note, []).append(row.path)
+        return notes + [_of(paths, len(self.layers), note) for note, paths in said.items()]
 
 
 HEADER = (
@@ -144,8 +206,36 @@ HEADER = (
     "error",
     "max |Δw|",
     "clipped, %",
+    "scales",
     "loss",
+    "RTN's",
+    "held out",
+    "RTN's",
+    "tokens",
+    "dead",
+    "damp",
+    "rung",
 )
+
+# Columns that are said once where every row agrees.
+CONSTANT = ("spec", "bits/w", "clipped, %", "tokens", "dead", "damp", "rung")
+
+
+def _of(paths: list[str], layers: int, note: str) -> str:
+    """One note of one or several layers."""
+    if len(paths) <= 2:
+        return f"{', '.join(paths)}: {note}"
+    who = "all" if len(paths) == layers else f"{paths[0]} and {len(paths) - 1} more"
+    return f"{who}: {note}"
+
+
+def _some(warnings: Iterable[str]) -> list[str]:
+    """The first of them, and how many there are beyond."""
+    found = list(warnings)
+    rest = len(found) - MANY
+    if rest <= 1:
+        return found
+    return [*found[:MANY], f"… and {rest} more: see .warnings"]
 
 
 def _summary(layers: Iterable[LayerReport]) -> list[tuple[str, ...]]:
@@ -157,7 +247,10 @@ def _summary(layers: Iterable[LayerReport]) -> list[tuple[str, ...]]:
 
 
 def _cells(name: str, rows: list[LayerReport], spec: str) -> tuple[str, ...]:
-    has_loss = all(row.loss is not None for row in rows)
+    losses = ("loss", "rtn_loss", "held_out_loss", "held_out_rtn_loss")
+    scales = [row.scale for row in rows if row.scale is not None]
+    damp = [row.damp for row in rows if row.damp is not None]
+    calibrated = any(row.loss is not None for row in rows)
     return (
         name,
         spec,
@@ -167,8 +260,18 @@ def _cells(name: str, rows: list[LayerReport], spec: str) -> tuple[str, ...]:
         f"{_mean(rows, 'error'):.4f}",
         f"{max(row.max_error for row in rows):.3g}",
         f"{100 * _mean(rows, 'clipped'):.2g}",
-        f"{_mean(rows, 'loss'):.4f}" if has_loss else "–",
+        f"{min(s[0] for s in scales):.2g} … {max(s[1] for s in scales):.2g}" if scales else "–",
+        *(_mean_loss(rows, field) for field in losses),
+        f"{min(row.tokens for row in rows):,}" if calibrated else "–",
+        f"{sum(row.dead for row in rows)}" if calibrated else "–",
+        f"{max(damp):.3g}" if damp else "–",
+        str(max(row.rung for row in rows)) if damp else "–",
     )
+
+
+def _mean_loss(rows: list[LayerReport], field: str) -> str:
+    known = all(getattr(row, field) is not None for row in rows)
+    return f"{_mean(rows, field):.4f}" if known else "–"
 
 
 def _mean(rows: Iterable[LayerReport], field: str) -> float:
@@ -177,9 +280,35 @@ def _mean(rows: Iterable[LayerReport], field: str) -> float:
     return sum(getattr(row, field) * row.weights for row in rows) / total if total else 0.0
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in HEADER)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _shown(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], str]:
+    """The table without the columns that nobody fills and those that say the same in every row,
+    which one line says instead. The first row is the header.
+    """
+    header, *body = rows
+    kept, same = [], []
+    for i, name in enumerate(header):
+        values = {row[i] for row in body}
+        if len(body) > 1 and len(values) == 1 and name in CONSTANT:
+            same += [] if values == {"–"} else [f"{name} {body[0][i]}"]
+        elif values != {"–"}:
+            kept.append(i)
+    line = f"the same in all: {', '.join(same)}" if same else ""
+    return [tuple(row[i] for i in kept) for row in rows], line
+
+
+def _table(rows: list[tuple[str, ...]], marked: Collection[int] = ()) -> str:
+    """Rows under a header; the marked ones, counted without it, stand out."""
+    shown, same = _shown(rows)
+    header, *body = shown
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+    lines = []
+    for i, row in enumerate(body):
+        style = ' style="background:#fde68a;color:#000"' if i in marked else ""
+        lines.append(f"<tr{style}>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>")
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return table + (f"<p>{html.escape(same)}</p>" if same else "")
+
+
+def _list(lines: Iterable[str]) -> str:
+    found = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul>{found}</ul>" if found else ""

@@ -1,12 +1,14 @@
-"""Taps: put a recorder before every linear layer, run the model, read what flowed in. The model
-itself stays as it was.
+"""Taps: put a recorder before linear layers, run the model, read what flowed in. The model itself
+stays as it was.
 
-One block is tapped inside one compiled function that returns what was recorded, so compile time
-does not grow with depth.
+One block is tapped inside one compiled function that returns what was asked for, so compile time
+does not grow with depth, and what nobody asked for is not computed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qlab.models.surgery import get, paths, put
-from qlab.models.transformer import Block, Linear, Transformer
+from qlab.models.transformer import Linear, Transformer
+from qlab.stats import Stats
 
 
 class Tap:
@@ -22,23 +25,47 @@ class Tap:
 
     def __init__(self, linear: Linear):
         self.linear = linear
-        self.input: jax.Array | None = None  # (batch, time, in)
+        self.input: Any = None  # (batch, time, in)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         self.input = x
         return self.linear(x)
 
 
-@jax.jit
-def _tapped(block: Block, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array | None]]:
-    """One block's output, and the input of each of its linears: `self_attn.q_proj` -> (batch,
-    time, in).
+def _run(block: Any, x: jax.Array, where: Iterable[str]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A block's output and the inputs of some of its linears; inside a compiled function, where
+    `block` is that function's own copy and may be set on.
     """
-    taps = {path: Tap(get(block, path)) for path in paths(block)}
-    for path, tap in taps.items():  # `block` is this function's own copy: setting on it is safe
+    taps = {path: Tap(get(block, path)) for path in where}
+    for path, tap in taps.items():
         put(block, path, tap)
     y, _ = block(x, jnp.int32(0))
     return y, {path: tap.input for path, tap in taps.items()}
+
+
+_tapped = jax.jit(lambda block, x: _run(block, x, paths(block)))
+
+
+@partial(jax.jit, static_argnames="output", donate_argnames="totals")
+def through(
+    block: Any, x: jax.Array, mask: jax.Array, totals: dict[str, Stats], output: bool = True
+) -> tuple[jax.Array | None, dict[str, Stats]]:
+    """One batch of sequences through one block, its linears' inputs added to their Stats.
+
+    Args:
+        block: of any architecture.
+        x: (sequences, time, hidden) float32, what the block reads.
+        mask: (sequences, time) bool, False at padding.
+        totals: path inside the block -> Stats so far; no other path is recorded. Used up.
+        output: whether the block's output is wanted; without it, what comes after the last tap is
+            not computed.
+
+    Returns:
+        (sequences, time, hidden) or None, and the grown Stats.
+    """
+    y, inputs = _run(block, x, totals)
+    grown = {p: total.merge(Stats.from_inputs(inputs[p], mask)) for p, total in totals.items()}
+    return y if output else None, grown
 
 
 def layer_inputs(model: Transformer, tokens: Any) -> dict[str, jax.Array]:

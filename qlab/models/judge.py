@@ -1,0 +1,180 @@
+"""One layer: the method runs on it, and what it did is measured, beside RTN on the same inputs.
+
+    error = ‖W − Ŵ‖ / ‖W‖,   loss = √(E‖(W − Ŵ)x‖² / E‖W x‖²)
+
+The loss is taken on the inputs the method saw and on held-out ones: only the second cannot be had
+by fitting the text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qlab.methods import METHODS
+from qlab.models.plan import method_name
+from qlab.models.report import LayerReport
+from qlab.models.transformer import Linear, as_array
+from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize
+from qlab.specs import name_of
+from qlab.stats import Stats, output_error
+
+
+class Seen(NamedTuple):
+    """What a layer reads: the inputs its method gets, and others to judge it by."""
+
+    calibration: Stats | None = None
+    held_out: Stats | None = None
+
+
+def quantize_layer(
+    path: str, layer: Linear, run: Callable, spec: Spec, seen: Seen, hyper: Mapping[str, Any]
+) -> tuple[QTensor, LayerReport]:
+    """Runs a method on one linear.
+
+    Raises:
+        ValueError: the method's own, with the path before it; or it returned no QTensor.
+    """
+    w = as_array(layer.weight)
+    start = time.perf_counter()
+    try:
+        q, facts = _with_facts(run)(w, seen.calibration, spec, **hyper)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(q, QTensor):
+        raise ValueError(
+            f"method {method_name(run)!r} returned {type(q).__name__}, not a QTensor ({path})"
+        )
+    jax.block_until_ready(q)
+    seconds = time.perf_counter() - start
+    found = {key: float(value) for key, value in _measure(w, q).items()}
+    return q, LayerReport(
+        path=path,
+        shape=tuple(w.shape),
+        spec=name_of(q.spec),
+        bits_per_weight=bits_per_weight(q),
+        error=found["error"],
+        max_error=found["max_error"],
+        clipped=found["clipped"],
+        **_losses(w, q, run, spec, seen),
+        **_of_inputs(seen, facts),
+        scale=_scale_range(q),
+        seconds=seconds,
+        notes=_notes(found, facts, q.spec, spec),
+    )
+
+
+def _with_facts(run: Callable) -> Callable[..., tuple[QTensor, dict[str, Any]]]:
+    """The method with its facts; a plain function has none."""
+    plain = lambda *args, **hyper: (run(*args, **hyper), {})  # noqa: E731
+    return getattr(run, "with_facts", plain)
+
+
+def _losses(
+    w: jax.Array, q: QTensor, run: Callable, spec: Spec, seen: Seen
+) -> dict[str, float | None]:
+    """Both losses, the method's and RTN's."""
+    if seen.calibration is None:
+        return {}
+    rtn = METHODS["rtn"]
+    w_hat = dequantize(q)
+    rounded = w_hat if run is rtn else dequantize(rtn(w, None, spec))
+
+    def both(stats: Stats | None) -> tuple[float | None, float | None]:
+        if stats is None:
+            return None, None
+        mine = float(_loss(w, w_hat, stats))
+        return mine, mine if run is rtn else float(_loss(w, rounded, stats))
+
+    loss, rtn_loss = both(seen.calibration)
+    held_out, held_out_rtn = both(seen.held_out)
+    return {
+        "loss": loss,
+        "rtn_loss": rtn_loss,
+        "held_out_loss": held_out,
+        "held_out_rtn_loss": held_out_rtn,
+    }
+
+
+_loss = jax.jit(output_error)
+
+
+def _of_inputs(seen: Seen, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens and dead channels of the inputs, and what the method said about its damping."""
+    stats = seen.calibration
+    dead = facts.get("dead", 0 if stats is None else stats.dead.sum())
+    return {
+        "tokens": 0 if stats is None else int(stats.tokens),
+        "dead": int(dead),
+        "damp": float(facts["damp"]) if "damp" in facts else None,
+        "rung": int(facts.get("rung", 0)),
+    }
+
+
+def _scale_range(q: QTensor) -> tuple[float, float] | None:
+    """Smallest and largest magnitude of the scales, zeros left out."""
+    if q.scale is None:
+        return None
+    scale = dequantize(q.scale) if isinstance(q.scale, QTensor) else q.scale
+    low, high = _ends(scale)
+    return (float(low), float(high)) if float(high) > 0 else None
+
+
+@jax.jit
+def _ends(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    size = jnp.abs(scale.astype(jnp.float32))
+    return jnp.where(size > 0, size, jnp.inf).min(), size.max()
+
+
+def _notes(
+    found: Mapping[str, float], facts: Mapping[str, Any], used: Spec, asked: Spec
+) -> tuple[str, ...]:
+    notes = [f"{int(found[key])} {what}" for key, what in _ODDITIES.items() if found[key]]
+    if float(facts.get("static", 0)):
+        notes.append(STATIC)
+    if used != asked:
+        notes.append(f"the method used {name_of(used)}, not {name_of(asked)}")
+    return tuple(notes)
+
+
+_ODDITIES = {"zero": "input columns are all zero", "constant": "rows are constant"}
+STATIC = "ranges are those of the original weights, not refitted to the corrected ones"
+
+
+@jax.jit
+def _measure(w: jax.Array, q: QTensor) -> dict[str, jax.Array]:
+    """The numbers of a report: relative and largest error, share of clipped weights, zero columns,
+    constant rows.
+    """
+    w_hat = dequantize(q)
+    energy = jnp.sum(w * w)
+    return {
+        "error": jnp.sqrt(jnp.sum((w - w_hat) ** 2) / jnp.where(energy == 0, 1.0, energy)),
+        "max_error": jnp.max(jnp.abs(w - w_hat)),
+        "clipped": jnp.mean(_clipped(w, q)),
+        "zero": jnp.sum(jnp.all(w == 0, axis=0)),
+        "constant": jnp.sum(jnp.all(w == w[:, :1], axis=1)),
+    }
+
+
+def _clipped(w: jax.Array, q: QTensor) -> jax.Array:
+    """Whether each weight lies more than half a step beyond the ends of its block's range, (out,
+    in) bool.
+    """
+    values = q.spec.format.values
+    first, last = _value_of(q, 0), _value_of(q, -1)
+    unit = (last - first) / (values[-1] - values[0])  # a block's values are affine in the grid's
+    below = first - unit * (values[1] - values[0]) / 2
+    above = last + unit * (values[-1] - values[-2]) / 2
+    # A negative scale turns the range round.
+    return (w < jnp.minimum(below, above)) | (w > jnp.maximum(below, above))
+
+
+def _value_of(q: QTensor, index: int) -> jax.Array:
+    """What every weight would be with the code of the grid's `index`-th value, (out, in)."""
+    code = q.spec.format.encode(jnp.float32(q.spec.format.values[index]))
+    return dequantize(q.replace(codes=jnp.broadcast_to(code, q.shape)))
