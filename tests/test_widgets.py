@@ -14,21 +14,28 @@ pytest.importorskip("anywidget")
 
 import qlab
 from qlab.models.load import load
+from qlab.models.quantize import quantize_model
+from qlab.models.report import LayerReport, Report
 from qlab.models.surgery import linears
 from qlab.models.taps import layer_inputs
 from qlab.plots.svg import Picture, known_fonts
 from qlab.plots.widget_formats import draw_formats
 from qlab.plots.widget_parts import Axis, decibels, number, share, size
+from qlab.plots.widget_report import wrapped
 from qlab.plots.widget_weights import draw_weights
 from qlab.plots.widget_words import KOREAN, say
-from qlab.widgets import block_scale, formats, gallery, weights
+from qlab.widgets import __all__ as PUBLIC
+from qlab.widgets import block_scale, formats, gallery, report, weights
 from qlab.widgets.block_scale_data import RANGES, BlockScaleState, block_scale_data
 from qlab.widgets.choices import KINDS, make_spec
 from qlab.widgets.controls import slider
 from qlab.widgets.formats_data import FormatsState, formats_data
 from qlab.widgets.formula import formula
+from qlab.widgets.gallery import WIDGETS
 from qlab.widgets.numbers import LINES, SWITCHES, numbers
 from qlab.widgets.quantized import divisor, quantized, segment
+from qlab.widgets.report_data import ALL, FORWARD, WORST, ReportState, order_of, report_data
+from qlab.widgets.report_words import facts, remarks
 from qlab.widgets.run import Run
 from qlab.widgets.source import Source
 from qlab.widgets.weights_data import WeightsState, weights_data
@@ -373,10 +380,147 @@ def test_a_display_carries_a_png(source):
 
 def test_gallery_shows_every_widget(source):
     shown = gallery(source)
-    assert len(shown.children) == 3 == len(shown.shown)
+    assert len(shown.children) == len(WIDGETS) == len(shown.shown) and set(WIDGETS) <= set(PUBLIC)
     for child in shown.children:
         image(re.search(r"<div class=.qlab-picture.*?</svg></div>", child.value)[0])
     assert shown.figure().get_label()
+
+
+# ---- report
+
+
+@pytest.fixture(scope="module")
+def quantized_tiny(source):
+    """Two kinds of linear, a clipped range against a full one, both measured on the same inputs."""
+
+    def clipped(w, stats, spec):
+        return qlab.quantize(w, qlab.fit(0.85 * w, spec))
+
+    stats = {path: source.stats(path) for path in source.layers}
+    plan = {"*.k_proj": "int3_g64", "*.down_proj": "int3_g64", "*": None}
+    q, rtn = (
+        quantize_model(source.model, m, plan, stats=stats, progress=False) for m in (clipped, "rtn")
+    )
+    rows = [
+        replace(row, rtn_loss=other.loss, tokens=512, seconds=0.0)
+        for row, other in zip(q.report.layers, rtn.report.layers)
+    ]
+    q.label = replace(q.label, report=replace(q.report, layers=tuple(rows)))
+    return q
+
+
+ROW = LayerReport("layers.1.mlp.down_proj", (256, 768), "int3_g64", 3.25, 0.2, 0.1, 0.001)
+
+
+def test_report_shows_what_the_layers_say(quantized_tiny, source):
+    q, widget = quantized_tiny, report(quantized_tiny)
+    assert widget.state == ReportState("loss", FORWARD, ALL, "layers.0.self_attn.k_proj")
+    data = report_data(q.report, widget.state)
+    layer = q.report.layers[0]
+    w_hat = qlab.dequantize(linears(q)[layer.path].weight)
+    loss = qlab.output_error(
+        jnp.asarray(source.weight(layer.path)), w_hat, source.stats(layer.path)
+    )
+    assert data.values[layer.path] == pytest.approx(float(loss), rel=1e-4)
+    assert data.others[layer.path] == layer.rtn_loss != layer.loss
+    assert data.kinds == ("k_proj", "down_proj") and len(data.values) == 8
+    ratios = [row.loss / row.rtn_loss for row in q.report.layers]
+    assert data.losses[2] == pytest.approx(np.median(ratios)) and data.better + data.worse == 8
+    assert f"{data.worse} linears worse than RTN" in widget.view.svg
+    assert [n for n, _ in dict(facts(layer)).items()][:2] == ["shape, out × in", "format"]
+
+
+def test_report_sorts_and_filters(quantized_tiny):
+    report_, widget = quantized_tiny.report, report(quantized_tiny)
+    widget.controls["kind"].value = "down_proj"
+    assert widget.state.layer == "layers.0.mlp.down_proj"
+    assert [name for name, _ in widget.controls["layer"].options] == [
+        f"{b}.mlp.down_proj" for b in range(4)
+    ]
+    widget.controls["order"].value = WORST
+    losses = {row.path: row.loss for row in report_.layers if "down" in row.path}
+    assert widget.state.layer == max(losses, key=losses.get)
+    paths = order_of(report_, "ratio to RTN", WORST, ALL)
+    ratios = {row.path: row.loss / row.rtn_loss for row in report_.layers}
+    assert [ratios[path] for path in paths] == sorted(ratios.values(), reverse=True)
+    before = widget.state.layer
+    widget.picked("list", 0.5, 0.99, "")
+    assert widget.state.layer == min(losses, key=losses.get) != before
+    widget.picked("list", 0, 0, "ArrowDown")  # the last already
+    widget.picked("list", 0, 0, "ArrowUp")
+    assert widget.state.layer == sorted(losses, key=losses.get)[1]
+    for show in [name for _, name in widget.controls["show"].options]:
+        widget.controls["show"].value = show
+        image(widget.view.svg)
+    assert "held-out loss" not in dict(widget.controls["show"].options)  # there is none
+
+
+def test_report_opens_the_cell_that_is_picked(quantized_tiny):
+    widget = report(quantized_tiny)
+    message = {"pick": "map", "x": 0.9, "y": 0.6, "key": ""}
+    widget._on_message(None, message, None)
+    assert widget.state.layer == "layers.2.mlp.down_proj" and ">layers.2.mlp" in widget.view.svg
+    for key, layer in [
+        ("ArrowDown", "layers.3.mlp.down_proj"),
+        ("ArrowDown", "layers.3.mlp.down_proj"),
+        ("ArrowLeft", "layers.3.self_attn.k_proj"),
+        ("Enter", "layers.3.self_attn.k_proj"),
+    ]:
+        widget._on_message(None, {**message, "key": key}, None)
+        assert widget.state.layer == layer
+    some = replace(quantized_tiny.report, layers=quantized_tiny.report.layers[:3])
+    partial = report(some, layer="layers.1.self_attn.k_proj")  # 1.down_proj stayed float
+    partial.picked("map", 0, 0, "ArrowRight")
+    assert partial.state.layer == "layers.1.self_attn.k_proj"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"loss": 0.3, "rtn_loss": 0.2}, ["1.50 times RTN's loss"]),
+        (
+            {"loss": 0.1, "rtn_loss": 0.2, "held_out_loss": 0.3, "held_out_rtn_loss": 0.2},
+            ["worse on held-out text (1.50 times)"],
+        ),
+        ({"rung": 2, "damp": 1.0}, ["Rung 2: H was not positive definite", "; 1 times the mean"]),
+        ({"dead": 7, "tokens": 512}, ["7 of 768 input channels", "512 tokens for 768"]),
+        ({"clipped": 0.04, "notes": ("rows are constant",)}, ["4 % of the", "rows are constant"]),
+        ({"loss": 0.1, "rtn_loss": 0.2, "tokens": 1024}, []),
+    ],
+)
+def test_report_says_what_stands_out(fields, said):
+    found = [say(words, **values) for words, values in remarks(replace(ROW, **fields))]
+    assert len(found) == len(said) or fields.get("rung")
+    for words in said:
+        assert any(words in line for line in found), found
+    for words, values in remarks(replace(ROW, **fields)):
+        assert words == "{note}" or re.search("[가-힣]", say(words, "ko", **values))
+
+
+def test_report_of_many_shapes():
+    kinds = ["self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"]
+    for blocks in (1, 12, 100):
+        paths = [f"model.decoder.layers.{b}.{k}" for b in range(blocks) for k in kinds]
+        rows = tuple(replace(ROW, path=p, notes=("x " * 400,)) for p in paths)
+        widget = report(Report("opt", "rtn", "int3_g64", rows), "ko")
+        svg = image(widget.view.svg)  # no loss: the weights' error
+        assert "가중치 오차" in svg.get("aria-label") and widget.state.show == "weight error"
+        assert max(float(text.get("y")) for text in svg.findall("text")) <= float(svg.get("height"))
+        widget.set(order=WORST, layer=paths[-1])
+        image(widget.view.svg)
+        assert widget.figure().get_label()
+    assert wrapped("하나 둘 three four", 10) == ["하나 둘", "three four"]
+
+
+def test_report_from_a_folder(quantized_tiny, tmp_path):
+    folder = qlab.save(quantized_tiny, tmp_path / "q")
+    assert report(folder).view.svg == report(quantized_tiny).view.svg
+    with pytest.raises(ValueError, match="tiny has no report"):
+        report(load("tiny"))
+    with pytest.raises(ValueError, match="a quantized model, its report or its folder .* not 7"):
+        report(7)
+    with pytest.raises(ValueError, match="has no qlab.json"):
+        report(tmp_path)
 
 
 # ---- widgets that compute long

@@ -62,8 +62,57 @@ KOREAN = {
     "SQNR against the range": "범위에 따른 SQNR",
     "range, % of the largest weight": "범위, 가장 큰 가중치의 %",
     "the conventions side by side": "규칙 나란히 보기",
+    # report
+    "median loss": "손실의 중앙값",
+    "median ratio to RTN": "RTN 대비 중앙값",
+    "with remarks": "살펴볼 층",
+    "has remarks": "살펴볼 점 있음",
+    "no calibration text": "보정 글 없음",
+    "{n} of {all} better": "{all}개 중 {n}개가 더 좋음",
+    "of {n} linears": "선형층 {n}개 중",
+    "{what}: {path}, {show} {value}; {n} linears worse than RTN.":
+        "{what}: {path}, {show} {value}; RTN보다 나쁜 선형층 {n}개.",
+    "choose a layer: click, or arrow keys": "층 고르기: 클릭 또는 화살표 키",
+    "{first} to {last} of {all}": "{all}개 중 {first}~{last}",
+    "on held-out text": "따로 둔 글에서",
+    "loss": "손실",
+    "held-out loss": "따로 둔 글의 손실",
+    "ratio to RTN": "RTN 대비 손실",
+    "weight error": "가중치 오차",
+    "largest error": "가장 큰 오차",
+    "clipped, %": "잘린 가중치, %",
+    "clipped weights": "잘린 가중치",
+    "tokens": "토큰",
+    "scale range": "스케일 최대/최소",
+    "shape, out × in": "모양, 출력 × 입력",
+    "dead channels": "죽은 채널",
+    "damping": "댐핑",
+    "rung of the ladder": "사다리 단",
+    "scales": "스케일",
+    "seconds": "초",
+    "Nothing stands out in this layer.": "이 층에는 눈에 띄는 점이 없습니다.",
+    "{note}": "{note}",
+    "Worse than rounding: {n} times RTN's loss on the calibration text.":
+        "반올림보다 나쁩니다: 보정 글에서 RTN 손실의 {n}배.",
+    "On held-out text too: {n} times.": "따로 둔 글에서도 {n}배입니다.",
+    "Better than rounding on the text it has seen, worse on held-out text ({n} times): it fits its calibration text; more tokens help.":
+        "본 글에서는 반올림보다 좋지만 따로 둔 글에서는 나쁩니다({n}배): 보정 글에 맞춰진 것이니 토큰을 늘리세요.",
+    "Rung {rung}: H was not positive definite with less damping; {damp} times the mean of its diagonal was added. The more is added, the closer the result comes to plain rounding.":
+        "{rung}단: 더 작은 댐핑으로는 H가 양의 정부호가 아니어서 대각 평균의 {damp}배를 더했습니다. 많이 더할수록 결과는 단순 반올림에 가까워집니다.",
+    "{n} of {inputs} input channels were zero in every token: nothing is known about their weights.":
+        "입력 채널 {inputs}개 중 {n}개가 모든 토큰에서 0이었습니다: 그 가중치에 대해서는 아는 것이 없습니다.",
+    "{tokens} tokens for {inputs} input channels: H cannot have full rank, only damping makes it invertible.":
+        "입력 채널 {inputs}개에 토큰 {tokens}개: H의 계수가 모자라 댐핑으로만 역행렬이 생깁니다.",
+    "{n} of the weights lie beyond the range and are cut to its ends.":
+        "가중치의 {n}가 범위를 벗어나 끝값으로 잘립니다.",
     # controls
     "layer": "층",
+    "show": "보기",
+    "order": "순서",
+    "kind": "종류",
+    "all kinds": "모든 종류",
+    "forward order": "계산 순서",
+    "worst first": "나쁜 것부터",
     "numbers": "수의 종류",
     "integer, zero point": "정수, 영점",
     "float": "부동소수점",
@@ -84,6 +133,9 @@ KOREAN = {
     "run": "실행",
     "stop": "중지",
     # what the controls do
+    "What the picture compares.": "무엇을 비교하는가.",
+    "As the data flows, or the largest on top.": "계산 순서로, 또는 큰 것부터.",
+    "All linears, or those of one kind.": "모든 선형층, 또는 한 종류만.",
     "Which matrix of the model.": "모델의 어느 행렬인가.",
     "Which kind of numbers the levels are.": "레벨이 어떤 수인가.",
     "Bits of a code: n bits are 2ⁿ levels.": "코드의 비트: n비트면 레벨 2ⁿ개.",
@@ -103,6 +155,8 @@ KOREAN = {
     "Stop after the step in work; what is done is kept.": "하던 것까지 하고 멈춘다. 결과는 남는다.",
     "{done} of {all} done": "{all}개 중 {done}개 완료",
     # the gallery
+    "What quantization did to every layer: where it hurts, against plain rounding, and why, in words.":
+        "양자화가 층마다 한 일: 어디가 나쁜지, 단순 반올림과 비교하면 어떤지, 왜 그런지 말로 보세요.",
     "A number is a pattern of bits: flip them, walk to the neighbours, lay two formats on one line.":
         "수는 비트 패턴입니다: 비트를 바꾸고, 이웃 값으로 걸어가고, 두 형식을 한 선에 놓아 보세요.",
     "A block of weights shares one scale: see which weights saturate, which vanish, and what a zero point buys.":

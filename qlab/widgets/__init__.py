@@ -8,7 +8,8 @@
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
 from qlab.widgets.gallery import gallery
+from qlab.widgets.report import report
 from qlab.widgets.source import Source
 from qlab.widgets.weights import weights
 
-__all__ = ["Source", "block_scale", "formats", "gallery", "weights"]
+__all__ = ["Source", "block_scale", "formats", "gallery", "report", "weights"]

@@ -17,6 +17,9 @@ from qlab.plots.widget_words import say
 # What each control is for, in a line; a name means the same in every widget.
 HELP = {
     "layer": "Which matrix of the model.",
+    "show": "What the picture compares.",
+    "order": "As the data flows, or the largest on top.",
+    "kind": "All linears, or those of one kind.",
     "numbers": "Which kind of numbers the levels are.",
     "bits": "Bits of a code: n bits are 2ⁿ levels.",
     "block": "How many weights share one scale.",

@@ -9,12 +9,14 @@ from typing import Any
 import ipywidgets
 
 from qlab.models.load import load
+from qlab.models.quantize import quantize_model
 from qlab.models.transformer import Transformer
 from qlab.plots import style
 from qlab.plots.widget_words import say
 from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
+from qlab.widgets.report import report
 from qlab.widgets.source import Source, source_of
 from qlab.widgets.view import WithPicture
 from qlab.widgets.weights import weights
@@ -37,8 +39,21 @@ WIDGETS = {
         "A whole layer falls onto a grid: where the error is, what it costs in bits, "
         "what it does to the output.",
     ),
+    "report": (
+        lambda source, lang: report(_rounded(source), lang),
+        "What quantization did to every layer: where it hurts, against plain rounding, and why, "
+        "in words.",
+    ),
 }
+ARGUMENTS = {"formats": "", "report": "q"}  # of those that do not take the model itself
 SCALE = 0.5  # of a thumbnail
+
+
+def _rounded(source: Source) -> Transformer:
+    """The bundled model in 3 bits, with its losses: a large model's would take minutes."""
+    source = source if source.name == "tiny" else Source(load("tiny"))
+    stats = {path: source.stats(path) for path in source.layers}
+    return quantize_model(source.model, "rtn", "int3_channel", stats=stats, progress=False)
 
 
 class Gallery(WithPicture):
@@ -52,7 +67,7 @@ class Gallery(WithPicture):
 
     def _entry(self, name: str) -> str:
         widget = self.shown[name]
-        call = "" if name == "formats" else "model"
+        call = ARGUMENTS.get(name, "model")
         return (
             '<div style="display:flex;flex-wrap:wrap;gap:18px;margin:0 0 18px 0">'
             f"{widget.draw(widget.state).svg(SCALE, picks=False)}"
