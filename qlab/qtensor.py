@@ -225,7 +225,7 @@ def _fit(w: jax.Array, spec: Spec) -> QTensor:
     return QTensor(None, scale, _store(zero, spec.zero, "zero", spec.rule), offset, spec=spec)
 
 
-def _spread_ranges(q: QTensor, shape: tuple[int, ...]):
+def spread_ranges(q: QTensor, shape: tuple[int, ...]):
     """scale, zero and offset of every weight, or None."""
     sizes = block_sizes(q.spec.block, shape)
     counts = block_counts(sizes, shape)
@@ -280,12 +280,12 @@ def _encode(w: jax.Array, ranges: QTensor) -> QTensor:
         w = multiply(w, ranges.channel_scale)
     if ranges.perm is not None:
         w = w[..., ranges.perm]
-    return ranges.replace(codes=to_codes(w, spec, *_spread_ranges(ranges, w.shape)))
+    return ranges.replace(codes=to_codes(w, spec, *spread_ranges(ranges, w.shape)))
 
 
 def _decode(q: QTensor) -> jax.Array:
     assert q.codes is not None
-    w = from_codes(q.codes, q.spec, *_spread_ranges(q, q.codes.shape))
+    w = from_codes(q.codes, q.spec, *spread_ranges(q, q.codes.shape))
     if q.perm is not None:
         w = w[..., jnp.argsort(q.perm)]
     return w if q.channel_scale is None else divide(w, q.channel_scale)
