@@ -142,17 +142,59 @@ def quantize(
     skip: Annotated[
         list[str] | None, typer.Option(help="Paths that stay float, such as '*.down_proj'.")
     ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Text to calibrate on: a domain such as english, or a file. Repeatable."),
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it in all.")] = 16_384,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in a sequence; default: 512, or the model's most.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the places where sequences begin.")] = 0,
+    propagate: Annotated[
+        str | None,
+        typer.Option(
+            help="Inputs to calibrate on: quantized, float or none; default: the method's."
+        ),
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Share of the sequences that only judge the layers.")
+    ] = 0.125,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the method, such as damp=0.1. Repeatable."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder from which a run that was stopped goes on.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
 ) -> None:
     """Quantize a model's linear layers and save it.
 
-    Example: qlab quantize smollm2-135m --spec int4_g64 -o smollm2-int4
+    Example: qlab quantize smollm2-135m --method gptq --spec int4_g64 --calibration english
+    --set act_order=true --cache smollm2-run -o smollm2-int4
     """
     import qlab
     from qlab.evaluation.memory import size
 
+    _check_target(output, overwrite)
+    loaded, batches = _load(model), None
+    if calibration:
+        named = _texts(calibration, "calibration")
+        batches = qlab.calibration_batches(loaded, named, calibration_tokens, context, seed)
+    elif getattr(qlab.METHODS.get(method), "propagate", "none") != "none":
+        raise ValueError(f"method {method!r} needs text: --calibration english, or a file")
     quantized = qlab.quantize_model(
-        _load(model), method, spec, skip=skip or (), progress=console.is_terminal
+        loaded,
+        method,
+        spec,
+        batches,
+        skip=skip or (),
+        propagate=propagate,
+        cache=cache,
+        progress=console.is_terminal,
+        held_out=held_out,
+        **_settings(settings or []),
     )
     qlab.save(quantized, output, overwrite=overwrite)
     cost = size(quantized).linears
@@ -163,6 +205,28 @@ def quantize(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _check_target(output: Path, overwrite: bool) -> None:
+    """Minutes of work should not end at a folder that is taken."""
+    if not overwrite and output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty; --overwrite replaces it")
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """`name=value` as Python values: true and false, numbers, else words."""
+    found: dict[str, Any] = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        if not (name.isidentifier() and equals and text):
+            raise ValueError(f"--set {one!r} is not of the form name=value, such as damp=0.1")
+        if name in found:
+            raise ValueError(f"--set {name} is given twice: {found[name]} and {text}")
+        try:
+            found[name] = json.loads(text.lower())
+        except ValueError:
+            found[name] = text
+    return found
 
 
 @app.command()
@@ -269,7 +333,7 @@ def _load(name: str) -> Any:
         return qlab.load(name)
 
 
-def _texts(names: list[str]) -> dict[str, str]:
+def _texts(names: list[str], split: str = "evaluation") -> dict[str, str]:
     """Bundled texts by name, files by their path."""
     from qlab.data import texts
 
@@ -279,7 +343,7 @@ def _texts(names: list[str]) -> dict[str, str]:
         if path.suffix and not path.is_file():
             raise ValueError(f"there is no text file {name}")
         found[path.stem if path.is_file() else name] = (
-            path.read_text(encoding="utf-8") if path.is_file() else texts(name, "evaluation")
+            path.read_text(encoding="utf-8") if path.is_file() else texts(name, split)
         )
     return found
 
