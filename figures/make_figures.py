@@ -94,7 +94,14 @@ def pairs() -> Any:
     )
 
 
+def layers() -> Any:
+    """Every layer of the bundled model after GPTQ, beside rounding to nearest."""
+    q = qlab.quantize_model(qlab.load("tiny"), "gptq", "int3_g64", batches="english")
+    return qlab.plots.layer_losses(q.report)
+
+
 FIGURES = {
+    "layers": layers,
     "weights": weights,
     "grid": grid,
     "training": training,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qlab.models.report import WORSE
 from qlab.plots.style import COLOURS, new, styled
 
 if TYPE_CHECKING:
@@ -71,9 +72,11 @@ def ratio(row: Mapping[str, Any], pair: tuple[str, str, str] = PAIRS[0]) -> floa
 
 
 def worse(rows: Iterable[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int, float]]:
-    """(row, index in PAIRS, ratio) of every layer that lost more than RTN, the worst first."""
+    """(row, index in PAIRS, ratio) of every layer that lost more than RTN, the worst first; what
+    rounding errors could make does not count.
+    """
     found = [(row, i, ratio(row, pair)) for row in rows for i, pair in enumerate(PAIRS)]
-    return sorted((f for f in found if f[2] > 1), key=lambda f: -f[2])
+    return sorted((f for f in found if f[2] > WORSE), key=lambda f: -f[2])
 
 
 @styled
@@ -151,7 +154,8 @@ def _scale(axes: Any, rows: Sequence[Mapping[str, Any]], curves: list) -> None:
     wide = max(3.0, high / low)  # else the scatter of equal layers would look like a finding
     middle = (low * high) ** 0.5
     axes.set_yscale("log")
-    axes.set_ylim(middle / wide**0.8, middle * wide**0.62)
+    marked = any(row.get(field) for row in rows for field, *_ in FOOT)
+    axes.set_ylim(middle / wide ** (0.85 if marked else 0.6), middle * wide**0.62)
     axes.set_xlim(min(blocks) - 0.6, max(blocks) + 0.6)
 
 
@@ -232,9 +236,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], measured: bool) -> str:
     top = max(rows, key=lambda row: row.get(field) or 0.0)
     if not len(known) or (known == 1).all():
         return f"{len(rows)} linears; the largest error: {_short(top)}, {top.get(field) or 0:.2g}"
-    words = (
-        f"median {np.median(known):.2f} × RTN’s; {(known < 1).sum()} of {len(known)} linears better"
-    )
+    words = f"median {np.median(known):.2f} × RTN’s; {(known < 1).sum()} of {len(known)} better"
     bad = {}
     for row, _, times in worse(rows):
         bad.setdefault(_short(row), times)

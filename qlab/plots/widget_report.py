@@ -82,7 +82,7 @@ def draw_report(data: ReportData, lang: str = "en") -> Picture:
         (str(len(data.told)), say("of {n} linears", lang, n=len(data.values))),
     )
     words = say(
-        "{what}: {path}, {show} {value}; {n} linears worse than RTN.",
+        "{what}: {path}, {show} {value}" + ("; {n} linears worse than RTN." if known else "."),
         lang,
         what=data.name,
         path=short(data.chosen),

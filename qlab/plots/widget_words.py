@@ -72,6 +72,7 @@ KOREAN = {
     "of {n} linears": "선형층 {n}개 중",
     "{what}: {path}, {show} {value}; {n} linears worse than RTN.":
         "{what}: {path}, {show} {value}; RTN보다 나쁜 선형층 {n}개.",
+    "{what}: {path}, {show} {value}.": "{what}: {path}, {show} {value}.",
     "choose a layer: click, or arrow keys": "층 고르기: 클릭 또는 화살표 키",
     "{first} to {last} of {all}": "{all}개 중 {first}~{last}",
     "on held-out text": "따로 둔 글에서",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qlab.models.report import WORSE as NOISE
 from qlab.models.report import LayerReport
 from qlab.plots.layers import PAIRS, ratio
 from qlab.plots.widget_parts import number, share
@@ -50,11 +51,11 @@ def remarks(row: LayerReport) -> tuple[Remark, ...]:
     """
     said: list[Remark] = []
     seen, held = (ratio(vars(row), pair) for pair in PAIRS)
-    if seen > 1:
+    if seen > NOISE:
         said.append((WORSE, {"n": f"{seen:.2f}"}))
-    if held > 1 >= seen:
+    if held > NOISE >= seen:
         said.append((OVERFIT, {"n": f"{held:.2f}"}))
-    elif held > 1:
+    elif held > NOISE:
         said.append((WORSE_HELD, {"n": f"{held:.2f}"}))
     if row.rung:
         said.append((LADDER, {"rung": row.rung, "damp": number(row.damp or 0.0)}))
