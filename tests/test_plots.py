@@ -80,7 +80,7 @@ def test_layers_worse_than_rounding_are_named():
     assert "layers.1.self_attn.q_proj (calibration text, 1.50 times)" in said
     assert "layers.0.mlp.fc2 (held-out text, 1.25 times)" in said  # better on what it has seen
     assert "layers.0.self_attn.q_proj (calibration" not in said and "fc2 0 to 0.15" in said
-    assert "(rung 2)" in said and "layers.0.mlp.fc2 (7)" in said and "3 of 4" in said
+    assert "(rung 2)" in said and "layers.0.mlp.fc2 (7)" in said and "2 of 4 worse" in said
     q_proj, fc2 = figure.axes[:2]
     assert [axes.get_title(loc="left") for axes in (q_proj, fc2)] == ["q_proj", "fc2"]
     curve = next(line for line in q_proj.lines if line.get_linestyle() == "-")

@@ -171,8 +171,12 @@ def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], curves: list) -> None:
     bad = worse(rows)
     for row, i, _ in bad:
         spot = (place(row["path"])[0], row[PAIRS[i][0]])
-        axes.plot(*spot, "o", mfc="none", mec=COLOURS["black"], mew=1.4, ms=size + 8, zorder=5)
+        axes.plot(*spot, "o", mfc="none", mec=COLOURS["black"], mew=1.4, ms=size + 7, zorder=5)
+    named: list[int] = []
     for path in list(dict.fromkeys(row["path"] for row, _, _ in bad))[:NAMED]:
+        if any(abs(place(path)[0] - other) < 0.07 * np.ptp(axes.get_xlim()) for other in named):
+            continue  # one number would cover the other
+        named.append(place(path)[0])
         top = max(row[PAIRS[i][0]] for row, i, _ in bad if row["path"] == path)
         axes.annotate(
             str(place(path)[0]), (place(path)[0], top), xytext=(0, size + 3), ha="center",
@@ -230,19 +234,22 @@ def _legend(rest: Sequence[Any], curves: list, rows: Sequence[Mapping[str, Any]]
 
 def _summary(rows: Sequence[Mapping[str, Any]], measured: bool) -> str:
     """The result in a line."""
-    ratios = np.array([ratio(row) for row in rows])
-    known = ratios[np.isfinite(ratios)]
+    found = [np.array([ratio(row, pair) for row in rows]) for pair in PAIRS]
+    known, held = (ratios[np.isfinite(ratios)] for ratios in found)
     field = "loss" if measured else "error"
     top = max(rows, key=lambda row: row.get(field) or 0.0)
     if not len(known) or (known == 1).all():
         return f"{len(rows)} linears; the largest error: {_short(top)}, {top.get(field) or 0:.2g}"
-    words = f"median {np.median(known):.2f} × RTN’s; {(known < 1).sum()} of {len(known)} better"
+    beside = f", held out {np.median(held):.2f} ×" if len(held) else ""
     bad = {}
-    for row, _, times in worse(rows):
-        bad.setdefault(_short(row), times)
-    named = [f"{name} ({times:.2f} ×)" for name, times in bad.items()]
-    more = [f"{len(bad) - LISTED} more"] * (len(bad) > LISTED)
-    return f"{words}; worse: {', '.join(named[:LISTED] + more)}" if bad else words
+    for row, i, times in worse(rows):
+        bad.setdefault(_short(row), f"{times:.2f} ×{' held out' * i}")
+    named = [f"{name} ({times})" for name, times in list(bad.items())[:LISTED]]
+    more = " …" if len(bad) > LISTED else ""
+    count = f"{len(bad) or 'none'} of {len(known)} worse"
+    return f"median {np.median(known):.2f} × RTN’s{beside}; {count}" + (
+        f": {', '.join(named)}{more}" if bad else ""
+    )
 
 
 def _short(row: Mapping[str, Any]) -> str:

@@ -32,8 +32,8 @@ class ReportData:
         remarks: (words, their values) about it.
         told: paths with remarks.
         bits: per weight, of all.
-        losses: medians of the loss, RTN's loss and their ratio; NaN without.
-        better, worse: how many layers lost less than RTN, and more, on either text.
+        losses: medians of the loss, RTN's, their ratio and that on held-out text; NaN without.
+        worse: how many layers lost more than RTN, on either text.
     """
 
     name: str
@@ -49,8 +49,7 @@ class ReportData:
     remarks: tuple[tuple[str, dict], ...]
     told: frozenset[str]
     bits: float
-    losses: tuple[float, float, float]
-    better: int
+    losses: tuple[float, float, float, float]
     worse: int
 
 
@@ -67,17 +66,15 @@ def short(path: str) -> str:
 def draw_report(data: ReportData, lang: str = "en") -> Picture:
     """The picture of `ReportData`; the map ("map") and the list ("list") can be picked."""
     picture = Picture(WIDTH, HEIGHT)
-    loss, theirs, ratio = data.losses
-    none = say("no calibration text", lang)
+    loss, theirs, ratio, held = data.losses
     known = math.isfinite(ratio)
+    none = say("no held-out text" if known else "no calibration text", lang)
     readout = Readout(
         (f"{data.bits:.4g}", say("{n}× smaller than float32", lang, n=number(32 / data.bits, 2))),
         (figures(loss), f"RTN {figures(theirs)}" if known else none),
         (
             f"{ratio:.2f} ×" if known else "–",
-            say("{n} of {all} better", lang, n=data.better, all=len(data.values))
-            if known
-            else none,
+            say("held-out text: {n} ×", lang, n=f"{held:.2f}") if math.isfinite(held) else none,
         ),
         (str(len(data.told)), say("of {n} linears", lang, n=len(data.values))),
     )

@@ -107,7 +107,7 @@ def _shade(data: ReportData, value: float) -> tuple[str, float]:
     found = [v for v in data.values.values() if math.isfinite(v)]
     if not math.isfinite(value):
         return "vermilion", 0.0
-    if data.show == "ratio to RTN":
+    if data.show.endswith("ratio to RTN"):
         logs = [abs(math.log(v)) for v in found if v > 0]
         most = max([*logs, 1e-9])
         away = math.log(value) / most if value > 0 else -1.0
@@ -157,7 +157,7 @@ def draw_list(picture: Picture, data: ReportData, lang: str) -> None:
         picture.rect(DOTS[0], 119, 8, 8, stroke="vermilion", width=1.6)
         picture.text(DOTS[0] + 14, 127, say(data.other, lang), size=11, colour="muted")
     axis, low = _axis(data), TOP + line * len(seen)
-    if data.show == "ratio to RTN" and axis.lo <= 1 <= axis.hi:
+    if data.show.endswith("ratio to RTN") and axis.lo <= 1 <= axis.hi:
         picture.segments(axis(1), TOP, axis(1), low, stroke="ink", dash="dash")
     for i, path in enumerate(seen):
         _row(picture, data, path, axis, TOP + line * (i + 0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ MEASURES: dict[str, tuple[Of, Of, str]] = {
     "loss": (lambda r: r["loss"], lambda r: r["rtn_loss"], "RTN"),
     "held-out loss": (lambda r: r["held_out_loss"], lambda r: r["held_out_rtn_loss"], "RTN"),
     "ratio to RTN": (ratio, lambda r: ratio(r, PAIRS[1]), "on held-out text"),
+    "held-out ratio to RTN": (lambda r: ratio(r, PAIRS[1]), ratio, "on calibration text"),
     "weight error": (lambda r: r["error"], lambda r: None, ""),
     "clipped, %": (lambda r: 100 * r["clipped"], lambda r: None, ""),
     "tokens": (lambda r: r["tokens"] or None, lambda r: None, ""),
@@ -90,20 +91,18 @@ def order_of(report: Report, show: str, order: str, kind: str) -> tuple[str, ...
     return tuple(paths)
 
 
-def report_data(report: Report, state: ReportState) -> ReportData:
-    """Everything that the picture shows.
+def _median(values: Iterable[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.median(known)) if known else float("nan")
 
-    Example:
-        >>> data = report_data(q.report, ReportState("loss", FORWARD, ALL, path))  # doctest: +SKIP
-    """
+
+def report_data(report: Report, state: ReportState) -> ReportData:
+    """Everything that the picture shows."""
     of, other_of, other = MEASURES[state.show]
     rows = [vars(row) for row in report.layers]
     chosen = next(row for row in report.layers if row.path == state.layer)
-    ratios = np.array([ratio(row) for row in rows])
-    known = [row for row, r in zip(rows, ratios) if np.isfinite(r)]
-    medians = [
-        float(np.median([row[n] for row in known])) if known else np.nan for n in PAIRS[0][:2]
-    ]
+    fields = (lambda r: r["loss"], lambda r: r["rtn_loss"], ratio, lambda r: ratio(r, PAIRS[1]))
+    medians = [_median(values_of(report, field).values()) for field in fields]
     return ReportData(
         name=f"{report.model} {report.method} {report.spec}",
         show=state.show, values=values_of(report, of), others=values_of(report, other_of),
@@ -113,6 +112,6 @@ def report_data(report: Report, state: ReportState) -> ReportData:
         chosen=state.layer, facts=facts(chosen), remarks=remarks(chosen),
         told=frozenset(row.path for row in report.layers if remarks(row)),
         bits=report.bits_per_weight,
-        losses=(*medians, float(np.nanmedian(ratios)) if known else np.nan),  # type: ignore
-        better=int((ratios < 1).sum()), worse=len({row["path"] for row, _, _ in worse(rows)}),
+        losses=tuple(medians),  # type: ignore
+        worse=len({row["path"] for row, _, _ in worse(rows)}),
     )  # fmt: skip
