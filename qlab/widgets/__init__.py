@@ -8,8 +8,9 @@
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
 from qlab.widgets.gallery import gallery
+from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.report import report
 from qlab.widgets.source import Source
 from qlab.widgets.weights import weights
 
-__all__ = ["Source", "block_scale", "formats", "gallery", "report", "weights"]
+__all__ = ["Source", "block_scale", "formats", "gallery", "gptq_steps", "report", "weights"]

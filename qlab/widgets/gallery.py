@@ -16,6 +16,7 @@ from qlab.plots.widget_words import say
 from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
+from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.report import report
 from qlab.widgets.source import Source, source_of
 from qlab.widgets.view import WithPicture
@@ -38,6 +39,10 @@ WIDGETS = {
         weights,
         "A whole layer falls onto a grid: where the error is, what it costs in bits, "
         "what it does to the output.",
+    ),
+    "gptq_steps": (
+        gptq_steps,
+        "GPTQ column by column: round one, push its error into the others, see what that saves.",
     ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),

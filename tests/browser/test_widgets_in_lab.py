@@ -99,6 +99,30 @@ def test_block_scale(lab):
     notebook.close()
 
 
+def test_gptq_steps(lab):
+    notebook = opened(lab, "gptq_steps", "widgets.gptq_steps(model)")
+    both_themes(notebook, "qlab-gptq_steps")
+    moves = [("step", "ArrowRight", 12), ("step", "ArrowLeft", 4), ("row", "ArrowRight", 4)]
+    measured(notebook, "qlab-gptq_steps", moves)
+    assert "Column 8 is rounded" in notebook.label("qlab-gptq_steps")
+    page, before = notebook.page, notebook.picture("qlab-gptq_steps")
+    page.get_by_role("button", name="next", exact=True).click()
+    notebook.await_change("qlab-gptq_steps", before)
+    assert "Column 9 is rounded" in notebook.label("qlab-gptq_steps")
+    page.locator("[data-pick=matrix]").click(position={"x": 50, "y": 50})
+    page.wait_for_selector(".qlab-gptq_steps svg[aria-label^='Column 2 ']")
+    notebook.press("qlab-gptq_steps", "ArrowRight")  # the matrix has kept the focus
+    page.locator(".qlab-gptq_steps .widget-play button").first.click()
+    page.wait_for_selector(".qlab-gptq_steps svg[aria-label^='Column 15 is rounded, the last']")
+    page.locator(".qlab-gptq_steps input[type=checkbox]").first.click()
+    page.wait_for_selector(".qlab-gptq_steps svg[aria-label*='nothing is pushed']")
+    both_themes(notebook, "qlab-gptq_steps", "rounding")
+    page.locator(".qlab-gptq_steps select").select_option("1.self_attn.q_proj")
+    page.wait_for_selector(".qlab-gptq_steps svg[aria-label^='Column 15']")
+    both_themes(notebook, "qlab-gptq_steps", "real")
+    notebook.close()
+
+
 def test_report(lab):
     report = "widgets.report(qlab.quantize_model(model, 'rtn', 'int3_g64', progress=False))"
     notebook = opened(lab, "report", report)
