@@ -21,6 +21,7 @@ from qlab.io.safetensors import save
 from qlab.methods import gptq, rtn
 from qlab.models.calibrate import Batches, as_batches, calibrate, calibration_batches
 from qlab.models.load import load
+from qlab.models.provenance import ARITHMETIC, code_hash
 from qlab.models.quantize import quantize_model
 from qlab.models.report import LayerReport, Report
 from qlab.models.surgery import get, linears, map_linears
@@ -29,7 +30,7 @@ from qlab.models.transformer import Linear
 from qlab.qtensor import dequantize, quantize
 from qlab.stats import Stats, output_error
 from tests.killed_run import run as killable
-from tests.models_for_tests import CONFIG, random_model, tokens_for, with_biases
+from tests.models_for_tests import CONFIG, OPT_CONFIG, random_model, tokens_for, with_biases
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = random_model()
@@ -195,22 +196,24 @@ def test_float_inputs():
         close(stats, expected)
 
 
-def test_quantized_inputs_are_those_of_a_model_quantized_so_far():
+@pytest.mark.parametrize("model", [MODEL, random_model(OPT_CONFIG)], ids=["llama", "opt"])
+def test_quantized_inputs_are_those_of_a_model_quantized_so_far(model):
     """Stage after stage: what a layer saw is what it reads in the model with every earlier stage
     rounded and nothing else."""
     seen: list[Stats] = []
-    q = run(noted(seen, "quantized"), held_out=0)
-    done, paths = linears(q), list(linears(MODEL))
+    q = run(noted(seen, "quantized"), model=model, held_out=0)
+    done, paths = linears(q), list(linears(model))
     for block in range(2):
-        for stage in MODEL.layers[block].STAGES:
+        for stage in model.layers[block].STAGES:
             first = paths.index(f"layers.{block}.{stage[0]}")
             before = set(paths[:first])
-            partly = map_linears(MODEL, lambda p, x: done[p] if p in before else x)  # noqa: B023
+            partly = map_linears(model, lambda p, x: done[p] if p in before else x)  # noqa: B023
             expected = Stats.from_inputs(layer_inputs(partly, TOKENS)[paths[first]])
             for i in range(len(stage)):
                 close(seen[first + i], expected)
-    last = calibrate(MODEL, TOKENS)[paths[-1]].hessian
-    assert np.abs(seen[-1].hessian - last).max() > 1e-3  # float inputs are others
+    last = calibrate(model, TOKENS)[paths[-1]].hessian
+    off = np.linalg.norm(seen[-1].hessian - last) / np.linalg.norm(last)
+    assert off > 0.01  # the float model's inputs are others
 
 
 def test_one_hessian_for_the_layers_of_a_stage():
@@ -477,6 +480,16 @@ def test_killed_at_three_random_moments_gives_the_same_bytes(tmp_path):
         assert start(cache, tmp_path / "resumed").wait() == 0
     print(f"killed: {killed} with {finished} of 4 blocks finished; whole run {seconds:.1f} s")
     assert bytes_of(tmp_path / "resumed") == bytes_of(tmp_path / "whole")
+
+
+def test_the_code_that_a_run_depends_on_is_part_of_its_key():
+    """Every module that methods and models compute with is hashed; those that only show are not."""
+    for name in ARITHMETIC:
+        assert (ROOT / "qlab" / f"{name}.py").is_file()
+    shown = {"__init__", "__main__", "cli", "demo", "describe", "cache", "suggest", "packing"}
+    there = {path.stem for path in (ROOT / "qlab").glob("*.py")}
+    assert there - shown == set(ARITHMETIC)
+    assert code_hash(gptq) == code_hash(rtn) != code_hash(killable)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):

@@ -21,7 +21,8 @@ from qlab.models.plan import Job, method_name
 from qlab.specs import name_of
 from qlab.stats import Stats
 
-ARITHMETIC = ("arithmetic", "formats", "rules", "qtensor", "stats", "packing")
+# Modules whose numbers a run depends on, beside all methods and models.
+ARITHMETIC = ("arithmetic", "formats", "rules", "qtensor", "ranges", "specs", "stats")
 
 
 def weights_hash(model: Any) -> str:
@@ -70,9 +71,9 @@ def code_hash(run: Callable) -> str:
     except TypeError:  # an object with __call__
         own = inspect.getsourcefile(type(run))
     if own is not None and Path(own).is_file():
-        files.append(Path(own))
+        files.append(Path(own).resolve())
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(set(files)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -189,7 +189,8 @@ class Report:
         notes = list(self.notes)
         if self.float_layers:
             some = ", ".join(self.float_layers[:3]) + (" …" if len(self.float_layers) > 3 else "")
-            notes.append(f"{len(self.float_layers)} linears stay float: {some}")
+            count = len(self.float_layers)
+            notes.append(f"{count} linear{'s stay' if count > 1 else ' stays'} float: {some}")
         said: dict[str, list[str]] = {}
         for row in self.layers:
             for note in row.notes:
@@ -304,7 +305,9 @@ def _table(rows: list[tuple[str, ...]], marked: Collection[int] = ()) -> str:
     lines = []
     for i, row in enumerate(body):
         style = ' style="background:#fde68a;color:#000"' if i in marked else ""
-        lines.append(f"<tr{style}>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>")
+        first, *rest = (html.escape(cell) for cell in row)
+        cells = f'<td style="text-align:left">{first}</td>' + "".join(f"<td>{c}</td>" for c in rest)
+        lines.append(f"<tr{style}>{cells}</tr>")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return table + (f"<p>{html.escape(same)}</p>" if same else "")
 
