@@ -223,6 +223,22 @@ def test_quantize_evaluate_save_load(tmp_path):
     assert jax.tree.structure(dense(again)) == jax.tree.structure(ours)
 
 
+def test_calibrates_and_gptq_beats_rounding():
+    ours = model()
+    tokens = np.asarray(tokens_for(ours, 16, 64))
+    stats = qlab.calibrate(ours, tokens)
+    assert list(stats) == list(linears(ours))
+    assert all(found.tokens == 16 * 64 for found in stats.values())
+    x = np.asarray(layer_inputs(ours, tokens)["layers.1.fc2"], np.float64).reshape(-1, 128)
+    h = np.asarray(stats["layers.1.fc2"].hessian)
+    np.testing.assert_allclose(h, x.T @ x / len(x), rtol=1e-4, atol=1e-5 * h.max())
+    spec = qlab.specs.gptq(3, None, sym=False)
+    q = qlab.quantize_model(ours, "gptq", spec, tokens, held_out=0, progress=False)
+    assert all(row.loss < row.rtn_loss for row in q.report.layers)
+    rtn = qlab.quantize_model(ours, "rtn", spec, progress=False)
+    assert change(ours, q) < change(ours, rtn)
+
+
 def test_generates_with_a_cache():
     """Greedy tokens equal those of running the whole text anew each time."""
     ours = model()
@@ -257,6 +273,18 @@ def test_folder(facts, shards, tmp_path):
     assert found.config == ours.config and found.name == "some-opt"
     assert change(ours, found) == 0
     assert found.label.provenance["model_type"] == "opt"
+
+
+@pytest.mark.parametrize("prefix", ["model.decoder.", "decoder.", ""])
+def test_names_of_older_and_newer_files(prefix):
+    for name, ours in (
+        ("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.q_proj.weight"),
+        ("layers.11.final_layer_norm.bias", "layers.11.final_layer_norm.bias"),
+        ("final_layer_norm.bias", "norm.bias"),
+        ("embed_positions.weight", "embed_positions.weight"),
+    ):
+        assert opt.hub_path(prefix + name) == ours
+    assert opt.hub_path("lm_head.weight") == "lm_head.weight"
 
 
 @pytest.mark.parametrize(
