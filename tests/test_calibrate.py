@@ -451,8 +451,10 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
         raise AssertionError("a finished run is read, not done again")
 
     monkeypatch.setattr("qlab.models.quantize.quantize_layer", never)
+    (cache / "states" / "0003").mkdir()  # as if killed just before it was removed
     save(killable(cache), tmp_path / "again")
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "whole")
+    assert list((cache / "states").iterdir()) == []
 
 
 def start(cache: Path, output: Path) -> subprocess.Popen:

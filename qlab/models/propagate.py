@@ -55,9 +55,7 @@ class States:
 
     def begin(self, model: Transformer, finished: int) -> None:
         """Makes sure that the states block `finished` reads are there, and no others."""
-        for path in self.folder.iterdir():
-            if path.name != self._at(finished).name:
-                shutil.rmtree(path)
+        self.clear(but=finished)
         if finished == 0 and not self._at(0).exists():
             for kind, batches in self.kinds.items():
                 for i, (tokens, _) in enumerate(batches.pieces(self.rows)):
@@ -83,6 +81,12 @@ class States:
     def drop(self, block: int) -> None:
         """`block` is finished: nobody reads its input again."""
         shutil.rmtree(self._at(block), ignore_errors=True)
+
+    def clear(self, but: int | None = None) -> None:
+        """Removes all states, but those that one block reads."""
+        for path in self.folder.iterdir():
+            if but is None or path != self._at(but):
+                shutil.rmtree(path)
 
     def _at(self, block: int) -> Path:
         return self.folder / f"{block:04d}"

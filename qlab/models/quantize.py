@@ -229,7 +229,7 @@ def _run_blocks(
                 states.drop(i)
             _gather(done, found)
     if states:
-        states.drop(job.blocks)
+        states.clear()
     return done
 
 
