@@ -13,7 +13,7 @@ from qlab.methods import METHODS
 from qlab.packing import pack, unpack
 from qlab.qtensor import QTensor, dequantize, fake_quantize
 from qlab.specs import SPECS, TABLE
-from qlab.stats import Stats
+from qlab.stats import Stats, output_error
 
 ROWS, COLUMNS = 4, 512  # a multiple of every block, two super-blocks of 256
 RNG = np.random.default_rng(0)
@@ -79,20 +79,36 @@ def test_contract(method_name, spec_name, stats):
     # the MX scale of a block of zeros is 2⁻¹²⁷, and of tiny ones too: everything decodes to
     # (almost) nothing
     assert np.abs(decoded["zeros"]).max() < 1e-30
-    error = np.linalg.norm(decoded["normal"] - NASTY["normal"]) / np.linalg.norm(NASTY["normal"])
+    # on the inputs, because weights that calibration never met may become anything
+    error = output_error(jnp.asarray(NASTY["normal"]), jnp.asarray(decoded["normal"]), stats)
     assert error < (1.0 if spec.format.bits <= 2 else 0.45 if spec.format.bits <= 3 else 0.25)
 
-    compiled, stack = jax.jit(run), jnp.asarray(np.stack(list(NASTY.values())))
-    many = jax.jit(jax.vmap(run))(stack)
-    with jax.disable_jit():
-        eager = {n: run(jnp.asarray(NASTY[n])) for n in ("normal", "mixed", "1e30", "subnormal")}
-        values = {n: np.asarray(dequantize(q)) for n, q in eager.items()}
+    many = jax.jit(jax.vmap(run))(jnp.asarray(np.stack(list(NASTY.values()))))
     for i, name in enumerate(NASTY):
-        same(compiled(jnp.asarray(NASTY[name])), results[name])
         same(jax.tree.map(lambda leaf, i=i: leaf[i], many), results[name])
-        if name in eager:
-            same(eager[name], results[name])
-            np.testing.assert_array_equal(values[name], decoded[name])
+    if method.propagate == "none":
+        jit_is_eager(run, results, ("normal", "mixed", "1e30", "subnormal"))
+
+
+def jit_is_eager(run, results, some) -> None:
+    """Compiled for one matrix, and step by step without a compiler: the same bits."""
+    compiled = jax.jit(run)
+    for name in results:
+        same(compiled(jnp.asarray(NASTY[name])), results[name])
+    with jax.disable_jit():
+        for name in some:
+            eager = run(jnp.asarray(NASTY[name]))
+            same(eager, results[name])
+            np.testing.assert_array_equal(dequantize(eager), dequantize(results[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method_name, spec_name", [p for p in SUPPORTED if p[0] != "rtn"])
+def test_jit_is_eager_for_methods_that_loop_over_columns(method_name, spec_name, stats):
+    """Ten seconds a pair without a compiler, hence slow."""
+    method, spec = METHODS[method_name], SPECS[spec_name]
+    run = lambda w: method(w, stats, spec)  # noqa: E731
+    jit_is_eager(run, {"mixed": run(jnp.asarray(NASTY["mixed"]))}, ("mixed",))
 
 
 @pytest.mark.parametrize("spec_name", SPECS)
@@ -113,4 +129,4 @@ def test_unsupported_pairs_raise_naming_both_and_are_counted(stats):
             METHODS[method](jnp.asarray(NASTY["normal"]), stats, SPECS[spec])
     counts = {m: sum(name == m for name, _ in SUPPORTED) for m in METHODS}
     # A number that falls is a promise withdrawn: change it knowingly.
-    assert counts == {"rtn": len(TABLE)}
+    assert counts == {"rtn": len(TABLE), "gptq": len(TABLE)}
