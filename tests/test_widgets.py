@@ -483,10 +483,16 @@ def test_report_opens_the_cell_that_is_picked(quantized_tiny):
             {"loss": 0.1, "rtn_loss": 0.2, "held_out_loss": 0.3, "held_out_rtn_loss": 0.2},
             ["worse on held-out text (1.50 times)"],
         ),
-        ({"rung": 2, "damp": 1.0}, ["Rung 2: H was not positive definite", "; 1 times the mean"]),
-        ({"dead": 7, "tokens": 512}, ["7 of 768 input channels", "512 tokens for 768"]),
+        (
+            {"rung": 2, "damp": 1.0, "tokens": 999},
+            ["Rung 2: H was not positive definite", "; 1 times the mean"],
+        ),
+        (
+            {"dead": 7, "tokens": 512, "damp": 0.01},
+            ["7 of 768 input channels", "512 tokens for 768"],
+        ),
         ({"clipped": 0.04, "notes": ("rows are constant",)}, ["4 % of the", "rows are constant"]),
-        ({"loss": 0.1, "rtn_loss": 0.2, "tokens": 1024}, []),
+        ({"loss": 0.1, "rtn_loss": 0.2, "tokens": 512}, []),  # nothing is inverted
     ],
 )
 def test_report_says_what_stands_out(fields, said):

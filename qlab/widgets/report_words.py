@@ -45,7 +45,7 @@ def remarks(row: LayerReport) -> tuple[Remark, ...]:
     """What a reader should know about the layer, the gravest first; notes stand as they are.
 
     Example:
-        >>> row = LayerReport("layers.0.fc1", (4, 8), "int4", 4.0, 0.1, 0.1, 0.0, tokens=6)
+        >>> row = LayerReport("layers.0.fc1", (4, 8), "int4", 4.0, 0.1, 0.1, 0.0, tokens=6, damp=0.01)
         >>> remarks(row)[0][1]
         {'tokens': '6', 'inputs': '8'}
     """
@@ -61,7 +61,7 @@ def remarks(row: LayerReport) -> tuple[Remark, ...]:
         said.append((LADDER, {"rung": row.rung, "damp": number(row.damp or 0.0)}))
     if row.dead:
         said.append((DEAD, {"n": f"{row.dead:,}", "inputs": f"{row.shape[-1]:,}"}))
-    if 0 < row.tokens < row.shape[-1]:
+    if row.damp is not None and row.tokens < row.shape[-1]:  # where H is inverted
         said.append((FEW, {"tokens": f"{row.tokens:,}", "inputs": f"{row.shape[-1]:,}"}))
     if row.clipped > CLIPPED:
         said.append((CLIPS, {"n": share(row.clipped)}))

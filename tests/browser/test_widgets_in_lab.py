@@ -124,7 +124,8 @@ def test_gptq_steps(lab):
 
 
 def test_report(lab):
-    report = "widgets.report(qlab.quantize_model(model, 'rtn', 'int3_g64', progress=False))"
+    some = "batches=qlab.calibration_batches(model, tokens=4096)"
+    report = f"widgets.report(qlab.quantize_model(model, 'gptq', 'int3_g64', {some}))"
     notebook = opened(lab, "report", report)
     both_themes(notebook, "qlab-report")
     notebook.page.locator("[data-pick=map]").click(position={"x": 10, "y": 10})
