@@ -45,7 +45,7 @@ def remarks(row: LayerReport) -> tuple[Remark, ...]:
     """What a reader should know about the layer, the gravest first; notes stand as they are.
 
     Example:
-        >>> row = LayerReport("layers.0.fc1", (4, 8), "int4", 4.0, 0.1, 0.1, 0.0, tokens=6, damp=0.01)
+        >>> row = LayerReport("0.fc1", (4, 8), "int4", 4.0, 0.1, 0.1, 0.0, tokens=6, damp=0.01)
         >>> remarks(row)[0][1]
         {'tokens': '6', 'inputs': '8'}
     """
