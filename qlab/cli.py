@@ -69,7 +69,7 @@ def demo(
     json_file: Json = None,
     figures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("figures"),
 ) -> None:
-    """Load a real model, round it at six precisions, print what was lost, with error bars."""
+    """Load a real model, quantize it seven ways, print what was lost, with error bars."""
     from qlab.demo import demo
 
     demo(model, tokens, json_file, figures, console)

@@ -1,13 +1,14 @@
-"""`qlab demo`: a real language model, rounded at six precisions, and what that cost, with bars.
+"""`qlab demo`: a real language model, quantized seven ways, and what that cost, with bars.
 
-Eight rows: the float model, the same weights at another batch size (the noise floor of the
-arithmetic), INT8, three times INT4, INT3, INT2. Then one sentence continued by three of them, and
-the pictures.
+The float model, the same weights at another batch size (the noise floor of the arithmetic), INT8,
+three times INT4, INT3, INT2 by rounding, INT3 by GPTQ, which the cache keeps. Then one sentence
+continued by some of them, and the pictures.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -17,9 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jax import devices
 from rich.console import Console
 
 import qlab
+from qlab.cache import cache_dir
+from qlab.models.provenance import code_hash, versions, weights_hash
 
 TEXTS = ("english", "korean")
 CONTEXT = 256
@@ -33,7 +37,9 @@ ROWS = {
     "INT3 g64": "int3_g64",
     "INT2 g64": "int2_g64",
 }
-SPOKEN = ("float", "INT4 g64", "INT2 g64")
+GPTQ = {"GPTQ INT3 g64": "int3_g64"}  # calibrated on the calibration halves of TEXTS
+CALIBRATION = 8192  # tokens
+SPOKEN = ("float", "INT4 g64", "INT3 g64", "GPTQ INT3 g64", "INT2 g64")
 PROMPT = "Once upon a time, a little robot"
 
 
@@ -97,7 +103,7 @@ def _load(name: str, console: Console) -> Any:
 
 
 def _measure(model: Any, tokens: int, console: Console) -> tuple[list, dict[str, Any]]:
-    """The eight evaluations, and the models that will speak."""
+    """The evaluations, and the models that will speak."""
     settings: dict[str, Any] = {"texts": TEXTS, "tokens": tokens, "context": CONTEXT}
     settings |= {"reference": model, "progress": console.is_terminal}
     spoken = {"float": model}
@@ -109,6 +115,8 @@ def _measure(model: Any, tokens: int, console: Console) -> tuple[list, dict[str,
         steps.append(
             (name, lambda s=spec: qlab.quantize_model(model, "rtn", s, progress=False), {})
         )
+    for name, spec in GPTQ.items():
+        steps.append((name, lambda n=name, s=spec: _gptq(model, n, s, console), {}))
     rows = []
     for i, (name, make, extra) in enumerate(steps, 1):
         began = time.perf_counter()
@@ -119,6 +127,30 @@ def _measure(model: Any, tokens: int, console: Console) -> tuple[list, dict[str,
         seconds = time.perf_counter() - began
         console.print(f"  {i}/{len(steps)} {name}: {seconds:.1f} s", style="dim", highlight=False)
     return rows, spoken
+
+
+def _gptq(model: Any, row: str, spec: str, console: Console) -> Any:
+    """The model after GPTQ; finished blocks stay in the cache, so only the first run works."""
+    batches = qlab.calibration_batches(model, TEXTS, CALIBRATION, CONTEXT)
+    what = [
+        weights_hash(model),
+        code_hash(qlab.gptq),
+        versions(),
+        batches.hash,
+        spec,
+        str(devices()),
+    ]
+    folder = cache_dir() / "demo" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    last = len(model.layers) - 1
+    if not (folder / f"block-{last:04d}.json").exists():
+        console.print(
+            f"  {row}: {batches.count:,} tokens go through {last + 1} blocks; the result is kept "
+            "for next time, and a run that stops goes on where it was",
+            style="dim",
+            highlight=False,
+        )
+    show = console.is_terminal
+    return qlab.quantize_model(model, "gptq", spec, batches, cache=folder, progress=show)
 
 
 def _continue(models: dict[str, Any], console: Console) -> dict[str, str]:

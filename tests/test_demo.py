@@ -19,9 +19,10 @@ def test_demo_on_tiny(tmp_path, monkeypatch):
     out = console()
     table = demo.demo("tiny", 512, tmp_path / "d.json", tmp_path / "figures", out)
     said = out.file.getvalue()
-    assert [row.name for row in table.rows] == ["float", demo.FLOOR, *demo.ROWS]
+    assert [row.name for row in table.rows] == ["float", demo.FLOOR, *demo.ROWS, *demo.GPTQ]
     kl = {row.name: row["english"].kl.value for row in table.rows}
     assert kl["float"] == 0 and kl[demo.FLOOR] < 1e-8
+    assert kl["GPTQ INT3 g64"] < kl["INT3 g64"]
     assert kl["INT8 channel"] < kl["INT4 g64"] < kl["INT3 g64"] < kl["INT2 g64"]
     assert demo.PROMPT in said and "peak memory" in said and "make lab" in said
     facts = json.loads((tmp_path / "d.json").read_text())
@@ -48,4 +49,5 @@ def test_demo_goes_on_with_tiny_and_says_so(monkeypatch):
 
 
 def test_specs_of_the_demo_exist():
-    assert set(demo.ROWS.values()) <= set(qlab.SPECS) and set(demo.SPOKEN) <= {"float", *demo.ROWS}
+    assert {*demo.ROWS.values(), *demo.GPTQ.values()} <= set(qlab.SPECS)
+    assert set(demo.SPOKEN) <= {"float", *demo.ROWS, *demo.GPTQ}
