@@ -1,6 +1,7 @@
 """OPT against its equations in numpy, transformers' logits, and everything a model of ours can."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ def model(**facts):
     return random_model(opt.OPTConfig(**{**vars(OPT_CONFIG), **facts}))
 
 
-def change(a, b) -> float:
+def change(a, b, time: int = 32) -> float:
     """Largest difference of logits in units of their standard deviation."""
-    tokens = tokens_for(a, 2, 32)
+    tokens = tokens_for(a, 2, time)
     x, y = np.asarray(a(tokens)), np.asarray(b(tokens))
     return float(np.abs(x - y).max() / x.std())
 
@@ -365,6 +366,31 @@ def test_token_ids_of_transformers(golden):
         assert tokenizer.encode(text, special=True) == ids
         assert tokenizer.encode(text) == ids[1:]  # perplexity's windows have no begin of text
         assert tokenizer.decode(ids[1:]) == text
+
+
+def test_pickled_shards(golden, tmp_path):
+    folder = shutil.copytree(golden[0], tmp_path / "sharded")
+    shard = "pytorch_model-00001-of-00001.bin"
+    (folder / "pytorch_model.bin").rename(folder / shard)
+    names = [f"model.decoder.{name}.weight" for name in ("embed_tokens", "embed_positions")]
+    index = {"weight_map": dict.fromkeys(names, shard)}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert change(load(golden[0]), load(folder), time=20) == 0
+    index["weight_map"]["model.decoder.more"] = shard
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="promises 'model.decoder.more', which no shard holds"):
+        load(folder)
+
+
+def test_the_tokenizer_survives_saving(golden, tmp_path):
+    ours = load(golden[0])
+    again = load(qlab.save(ours, tmp_path / "saved"))
+    assert again.tokenizer.fingerprint == ours.tokenizer.fingerprint
+    assert (again.tokenizer.bos_id, again.tokenizer.eos_ids) == (2, (2,))
+    for text, ids in zip(golden[2]["texts"], golden[2]["ids"], strict=True):
+        assert again.tokenizer.encode(text, special=True) == ids
+    tokens = tokens_for(ours, 2, 20)
+    np.testing.assert_array_equal(again(tokens), ours(tokens))
 
 
 def test_a_tokenizer_without_merges_is_one_sentence(golden, tmp_path):
