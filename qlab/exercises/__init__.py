@@ -9,12 +9,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
 from qlab.exercises.start import START
 from qlab.suggest import near
 
-EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in (*START, *NUMBERS)}
+EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ)}
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]
 

@@ -59,3 +59,48 @@ def lost(w: jax.Array) -> jax.Array:
     """The share of every row, (rows,), that symmetric 2-bit rounding makes zero."""
     half_a_step = jnp.abs(w).max(axis=-1, keepdims=True) / 2
     return (jnp.abs(w) <= half_a_step).mean(axis=-1)
+
+
+def diagonal_u(h: jax.Array) -> jax.Array:
+    """U with (diag h)⁻¹ = Uᵀ U, for the H that has h (in,) on its diagonal: (in, in)."""
+    return jnp.diag(1 / jnp.sqrt(h))
+
+
+def push(w: jax.Array, u: jax.Array, j: int, q: jax.Array) -> jax.Array:
+    """w (out, in) after column j has become q (out,) and its error has been pushed to the right."""
+    error = (w[:, j] - q) / u[j, j]
+    return w.at[:, j:].add(-jnp.outer(error, u[j, j:]))
+
+
+def errors(w: jax.Array, q: jax.Array, u: jax.Array) -> jax.Array:
+    """E (out, in) with w − q = E U."""
+    return (w - q) @ jnp.linalg.inv(u)
+
+
+def output_loss(w: jax.Array, q: jax.Array, h: jax.Array) -> jax.Array:
+    """E‖(w − q) x‖² for inputs with E[x xᵀ] = h: tr((w − q) h (w − q)ᵀ)."""
+    delta = w - q
+    return (delta @ h * delta).sum()
+
+
+def damped(h: jax.Array, damp: float) -> jax.Array:
+    """h with damp times the mean of its diagonal added to the diagonal."""
+    return h + damp * jnp.diagonal(h).mean() * jnp.eye(len(h))
+
+
+def scaled_u(u: jax.Array, factor: float) -> jax.Array:
+    """The U of factor · H, from the U of H."""
+    return u / jnp.sqrt(factor)
+
+
+def act_order(h: jax.Array) -> jax.Array:
+    """The columns' numbers, the largest diagonal entry of h first."""
+    return jnp.argsort(-jnp.diagonal(h))
+
+
+def range_weights(
+    w: jax.Array, earlier: jax.Array, present: jax.Array, group_scale: str
+) -> jax.Array:
+    """The weights of a group on which its range is fitted."""
+    pushed = {"static": 0.0, "reference": earlier, "fresh": earlier + present}
+    return w - pushed[group_scale]

@@ -168,7 +168,7 @@ def _matrices(picture: Picture, data: GptqStepsData, lang: str) -> None:
     _heat(picture, LEFT, CHANGE, LOW, larger * data.change / top)
     _heat(picture, LEFT, ROW_OF_U, CELL, steps.u[j : j + 1] / np.abs(steps.u[j]).max())
     words = "what was just pushed, {n} times enlarged" if data.push else "nothing is pushed"
-    titles = {CHANGE - 10: say(words, lang, n=larger)}
+    titles: dict[float, str] = {CHANGE - 10: say(words, lang, n=larger)}
     titles[ROW_OF_U - 8] = say("row {j} of U, which pushes it", lang, j=j)
     for y, words in titles.items():
         title(picture, LEFT, y, words)
