@@ -318,6 +318,7 @@ def test_losses_beside_rtn_on_seen_and_held_out_inputs():
     assert all(row.loss < row.rtn_loss for row in g.report.layers)
     assert all(row.damp is not None and row.rung == 0 for row in g.report.layers)
     assert run("gptq", held_out=0).report.layers[0].held_out_loss is None
+    assert len(g.report.figure().axes) >= 1
 
 
 def test_a_layer_worse_than_rtn_is_named_with_both_numbers():

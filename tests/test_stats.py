@@ -93,3 +93,17 @@ def narrow():
 def test_bad_input(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_nothing_seen_yet():
+    """What others are merged to; sequences that are all padding do not count."""
+    once = Stats.from_inputs(jnp.asarray(X))
+    for a, b in zip(
+        jax.tree.leaves(Stats.empty(16).merge(once)), jax.tree.leaves(once), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    mask = np.ones((6, 20), bool)
+    mask[4:] = False
+    mask[3, 10:] = False
+    partly = Stats.from_inputs(jnp.asarray(X), jnp.asarray(mask))
+    assert (partly.sequences, partly.tokens) == (4, 70)
