@@ -250,7 +250,30 @@ def gptq_remarks(rows: list[Evaluation], model: str) -> str:
         if name.startswith("GPTQ") and other is not None:
             cells = [_cell(qlab.evaluation.paired_difference(other, row, text)) for text in TEXTS]
             lines.append(f"| {name} less {other.name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_worse(by)]) + "\n"
+
+
+def _worse(by: dict[str, Evaluation]) -> list[str]:
+    """Where GPTQ has the higher perplexity, beyond two bars: is it farther from the float model?"""
+    lines = []
+    for name, row in by.items():
+        other = by.get(name.replace("GPTQ", "RTN"))
+        for text in TEXTS if name.startswith("GPTQ") and other is not None else ():
+            d = qlab.evaluation.paired_difference(other, row, text)
+            if not d.bar or d.value <= 2 * d.bar:
+                continue
+            mine, rounded = row[text].kl.value, other[text].kl.value
+            why = "GPTQ is farther from it too."
+            if mine < rounded:
+                why = (
+                    "GPTQ is the closer one. Perplexity asks only for the tokens that came, and "
+                    "there a larger change can do less harm, or even good."
+                )
+            lines.append(
+                f"* Not as in the paper: {name} on {text} has the higher perplexity. Its KL from "
+                f"the float model is {mine:.3g}, rounding's {rounded:.3g}: {why}"
+            )
+    return lines
 
 
 def _cell(difference: Any) -> str:

@@ -28,7 +28,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """`linears`: the matrices of the blocks. `embedding`: token table, and head if untied."""
+    """`linears`: the matrices of the blocks. `embedding`: token and position tables, head."""
 
     linears: Cost
     embedding: Cost
@@ -60,4 +60,6 @@ def size(model: Any) -> Size:
     table = [model.embed_tokens.weight]
     if model.lm_head is not None:
         table.append(model.lm_head.weight)
+    if model.embed_positions is not None:
+        table.append(model.embed_positions.weight)
     return Size(cost([layer.weight for layer in linears(model).values()]), cost(table))

@@ -20,7 +20,7 @@ import numpy as np
 
 from qlab.cache import cache_dir
 from qlab.evaluation.windows import Windows
-from qlab.models import transformer
+from qlab.models import opt, transformer
 from qlab.models.provenance import weights_hash
 
 __all__ = ["arithmetic", "batches", "states", "states_file", "weights_hash"]
@@ -50,8 +50,8 @@ def batches(model: Any, windows: Windows, batch: int) -> Iterator[tuple[int, int
 
 def states_file(weights: str, windows: Windows, batch: int) -> Path:
     """Where the states of these weights on these windows are kept."""
-    code = hashlib.sha256(Path(transformer.__file__).read_bytes()).hexdigest()
-    what = [weights, windows.hash, batch, arithmetic(), jax.__version__, code]
+    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (transformer, opt)))
+    what = [weights, windows.hash, batch, arithmetic(), jax.__version__, code.hexdigest()]
     folder = cache_dir() / "states"
     folder.mkdir(exist_ok=True)
     return folder / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.npy"

@@ -1,4 +1,4 @@
-"""Models: the Llama family, where its weights come from, and what is done to it as a whole."""
+"""Models: the Llama family and OPT, where weights come from, what is done to a model as a whole."""
 
 from qlab.models.calibrate import Batches, calibrate, calibration_batches
 from qlab.models.channels import dither, grid_study, scale_channels, with_outliers
