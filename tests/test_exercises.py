@@ -15,8 +15,10 @@ import pytest
 import qlab.exercises as exercises
 from qlab.exercises.judge import judge
 from qlab.formats import INT4, UINT4
-from qlab.qtensor import Spec, bits_per_weight, fit, quantize
+from qlab.methods.gptq import factor, gptq
+from qlab.qtensor import Spec, bits_per_weight, dequantize, fit, quantize
 from qlab.rules import gptq_asym
+from qlab.stats import Stats
 
 ALL = exercises.EXERCISES
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -89,6 +91,30 @@ def test_the_solutions_agree_with_the_library():
     np.testing.assert_allclose(right["lost"](w), (np.asarray(two.codes) == 2).mean(-1), rtol=1e-6)
 
 
+def test_the_solutions_of_gptq_agree_with_the_library():
+    """The exercises put together are GPTQ: same order, same codes; W − Q = E U, loss = ‖E‖²."""
+    right = {name: e.solution for name, e in ALL.items()}
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(64, 8)) @ random.normal(size=(8, 8)), jnp.float32)
+    w, stats = jnp.asarray(random.normal(size=(4, 8)), jnp.float32), Stats.from_inputs(x)
+    q = gptq(w, stats, Spec(INT4), act_order=True)
+    order = right["act_order"](stats.hessian)
+    h = right["damped"](stats.hessian[order][:, order], 0.01)
+    u = jnp.asarray(np.linalg.cholesky(np.linalg.inv(np.asarray(h, np.float64))).T, jnp.float32)
+    now, scale = w[:, order], right["scale"](w)
+    for j in range(8):
+        column = right["codes"](now[:, j : j + 1], scale) * scale
+        now = right["push"](now, u, j, column[:, 0])
+    np.testing.assert_allclose(now, dequantize(q)[:, order], atol=1e-6)
+    e = right["errors"](w[:, order], now, u)
+    loss = right["output_loss"](w[:, order], now, h)
+    np.testing.assert_allclose(loss, (e**2).sum(), rtol=1e-4)
+    np.testing.assert_allclose(right["scaled_u"](u, 4.0), factor(4 * h, 0.0)[0], atol=1e-5)
+    diagonal = jnp.array([4.0, 1.0, 0.25])
+    found = factor(jnp.diag(diagonal), 0.0)[0]
+    np.testing.assert_allclose(right["diagonal_u"](diagonal), found, rtol=1e-6)
+
+
 def qlab_spec(name):
     from qlab.specs import SPECS
 
@@ -99,12 +125,28 @@ def right_error(w, w_hat):
     return np.linalg.norm(w - w_hat) / np.linalg.norm(w)
 
 
+def loop_push(w, u, j, q):
+    """Right, and written as loops over numpy."""
+    w = np.array(w, np.float64)
+    error = (w[:, j] - q) / u[j, j]
+    for row in range(len(w)):
+        for k in range(j + 1, w.shape[1]):
+            w[row, k] -= error[row] * u[j, k]
+    w[:, j] = q
+    return w
+
+
 def loop_scale(w):
     """Right, and written without jax: lists of floats."""
     return [[max(abs(float(x)) for x in row) / 7] for row in w]
 
 
 RIGHT = [
+    ("push", loop_push),
+    ("errors", lambda w, q, u: np.linalg.solve(np.array(u).T, np.array(w - q).T).T),
+    ("output_loss", lambda w, q, h: jnp.trace((w - q) @ h @ (w - q).T)),
+    ("act_order", lambda h: np.argsort(np.diag(h))[::-1]),
+    ("diagonal_u", lambda h: np.linalg.cholesky(np.linalg.inv(np.diag(h))).T),
     ("scale", loop_scale),
     ("scale", lambda w: np.abs(np.asarray(w, np.float64)).max(-1)[:, None] / 7),
     ("memory", lambda p, b: p / 1e9 / 8 * b),
@@ -122,6 +164,11 @@ def test_other_right_answers_pass(name, function, capsys):
 
 WRONG = [
     # name, answer, what must be said
+    ("push", lambda w, u, j, q: w[:, j + 1 :], "wrong shape of the weights"),
+    ("push", lambda w, u, j, q: w.at[:, j].set(0.0), "numbers differ"),
+    ("output_loss", lambda w, q, h: (w - q) @ h @ (w - q).T, "got (3, 3), expected ()"),
+    ("errors", lambda w, q, u: jnp.linalg.inv(u) @ (w - q), "raises TypeError"),
+    ("scaled_u", lambda u, factor: u / 2, "right on 1 of 3 cases"),
     ("scale", lambda w: jnp.abs(w).max(-1) / 7, "got (4,), expected (4, 1): keepdims=True"),
     ("scale", lambda w: jnp.abs(w).max(-1) / 15, "got (4,), expected (4, 1)"),  # the shape first
     ("scale", lambda w: 0.1, "got (), expected (4, 1): one number for everything"),
