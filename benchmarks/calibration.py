@@ -34,12 +34,17 @@ RESULT = Path(__file__).resolve().parent / "results" / "calibration.json"
 TEXTS = ["english", "code"]
 
 
-def forward(model: Any, batches: Any) -> float:
+def forward(model: Any, batches: Any) -> np.ndarray:
     """Seconds of one float forward, logits included, four sequences at a time."""
-    start = time.perf_counter()
+    start = clocks()
     for tokens, _ in batches.pieces(4):
         jax.block_until_ready(model(jnp.asarray(tokens)))
-    return time.perf_counter() - start
+    return clocks() - start
+
+
+def clocks() -> np.ndarray:
+    """(wall, processor) seconds; the second does not count waiting for other processes."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def speed(name: str, method: str, spec: str, tokens: int, rounds: int) -> dict[str, Any]:
@@ -49,18 +54,19 @@ def speed(name: str, method: str, spec: str, tokens: int, rounds: int) -> dict[s
     forward(model, batches)  # compiles
     runs, passes, own = [], [forward(model, batches)], []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        start = clocks()
         q = qlab.quantize_model(model, method, spec, batches, progress=False)
-        runs.append(time.perf_counter() - start)
+        runs.append(clocks() - start)
         passes.append(forward(model, batches))
         own.append(sum(row.seconds for row in q.report.layers))
     ratios = [run / ((a + b) / 2) for run, a, b in zip(runs, passes, passes[1:])]
     return {
         "tokens": batches.count,
-        "first_ratio": ratios[0],
-        "warm_ratio": statistics.median(ratios[1:]) if rounds else None,
-        "forward_seconds": passes,
-        "quantize_seconds": runs,
+        "first_ratio": ratios[0][0],
+        "warm_ratio": statistics.median(r[0] for r in ratios[1:]) if rounds else None,
+        "processor_ratios": [float(r[1]) for r in ratios],
+        "forward_seconds": [float(p[0]) for p in passes],
+        "quantize_seconds": [float(r[0]) for r in runs],
         "method_seconds": own,
     }
 
@@ -131,7 +137,8 @@ def write(found: dict[str, Any]) -> None:
         )
         if s["warm_ratio"] is not None:
             line += f"; warm {s['quantize_seconds'][-1]:.1f} s, {s['warm_ratio']:.2f} ×"
-        print(f"{line}; load {s['load_average']:.1f}")
+        of_processor = ", ".join(f"{r:.2f}" for r in s.get("processor_ratios", []))
+        print(f"{line}; of processor time {of_processor} ×; load {s['load_average']:.1f}")
     if m := found.get("memory"):
         said = ", ".join(f"{int(t):,} tokens {mb:,.0f} MB" for t, mb in m["peak_mb"].items())
         print(f"peak memory: {said} ({100 * m['growth']:+.1f} %), {m['blocks']} blocks")
