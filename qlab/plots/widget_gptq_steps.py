@@ -169,7 +169,8 @@ def _matrices(picture: Picture, data: GptqStepsData, lang: str) -> None:
     _heat(picture, LEFT, ROW_OF_U, CELL, steps.u[j : j + 1] / np.abs(steps.u[j]).max())
     words = "what was just pushed, {n} times enlarged" if data.push else "nothing is pushed"
     titles: dict[float, str] = {CHANGE - 10: say(words, lang, n=larger)}
-    titles[ROW_OF_U - 8] = say("row {j} of U, which pushes it", lang, j=j)
+    words = "row {j} of U, which pushes it" if data.push else "row {j} of U, its diagonal alone"
+    titles[ROW_OF_U - 8] = say(words, lang, j=j)
     for y, words in titles.items():
         title(picture, LEFT, y, words)
     _frame(picture, LEFT + CELL * j - 1.5, CELL + 3, titles)

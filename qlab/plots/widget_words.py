@@ -83,6 +83,7 @@ KOREAN = {
     "what was just pushed, {n} times enlarged": "방금 민 것, {n}배 확대",
     "nothing is pushed": "아무것도 밀지 않음",
     "row {j} of U, which pushes it": "이를 미는 U의 {j}행",
+    "row {j} of U, its diagonal alone": "U의 {j}행, 대각 성분만",
     "below zero": "0보다 작음",
     "above zero": "0보다 큼",
     "output error so far, %": "지금까지의 출력 오차, %",
