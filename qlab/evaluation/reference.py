@@ -8,6 +8,7 @@ batch, arithmetic, versions, and the code that ran.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def batches(model: Any, windows: Windows, batch: int) -> Iterator[tuple[int, int
 
 def states_file(weights: str, windows: Windows, batch: int) -> Path:
     """Where the states of these weights on these windows are kept."""
-    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (transformer, opt)))
+    code = hashlib.sha256("".join(map(inspect.getsource, (transformer, opt))).encode())
     what = [weights, windows.hash, batch, arithmetic(), jax.__version__, code.hexdigest()]
     folder = cache_dir() / "states"
     folder.mkdir(exist_ok=True)
