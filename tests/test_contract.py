@@ -83,11 +83,16 @@ def test_contract(method_name, spec_name, stats):
     error = output_error(jnp.asarray(NASTY["normal"]), jnp.asarray(decoded["normal"]), stats)
     assert error < (1.0 if spec.format.bits <= 2 else 0.45 if spec.format.bits <= 3 else 0.25)
 
-    many = jax.jit(jax.vmap(run))(jnp.asarray(np.stack(list(NASTY.values()))))
-    for i, name in enumerate(NASTY):
-        same(jax.tree.map(lambda leaf, i=i: leaf[i], many), results[name])
     if method.propagate == "none":
+        vmap_is_loop(run, results)
         jit_is_eager(run, results, ("normal", "mixed", "1e30", "subnormal"))
+
+
+def vmap_is_loop(run, results) -> None:
+    """All matrices as one stack: the same bits."""
+    many = jax.jit(jax.vmap(run))(jnp.asarray(np.stack([NASTY[name] for name in results])))
+    for i, name in enumerate(results):
+        same(jax.tree.map(lambda leaf, i=i: leaf[i], many), results[name])
 
 
 def jit_is_eager(run, results, some) -> None:
@@ -104,11 +109,18 @@ def jit_is_eager(run, results, some) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method_name, spec_name", [p for p in SUPPORTED if p[0] != "rtn"])
-def test_jit_is_eager_for_methods_that_loop_over_columns(method_name, spec_name, stats):
-    """Ten seconds a pair without a compiler, hence slow."""
+def test_jit_vmap_and_eager_agree_for_methods_that_loop_over_columns(method_name, spec_name, stats):
+    """Seconds to compile, and ten without a compiler, hence slow."""
     method, spec = METHODS[method_name], SPECS[spec_name]
     run = lambda w: method(w, stats, spec)  # noqa: E731
+    vmap_is_loop(run, {name: run(jnp.asarray(w)) for name, w in NASTY.items()})
     jit_is_eager(run, {"mixed": run(jnp.asarray(NASTY["mixed"]))}, ("mixed",))
+
+
+def test_vmap_is_loop_for_a_method_that_loops_over_columns(stats):
+    for spec in ("uint4_g64", "q4_k"):
+        run = lambda w, spec=spec: METHODS["gptq"](w, stats, SPECS[spec])  # noqa: E731
+        vmap_is_loop(run, {name: run(jnp.asarray(w)) for name, w in NASTY.items()})
 
 
 @pytest.mark.parametrize("spec_name", SPECS)
