@@ -217,7 +217,19 @@ def test_wrong_arguments_are_refused_in_one_sentence():
         ((W.at[0, 0].set(jnp.nan), STATS, spec), {}, "1 NaN"),
         ((W, STATS, spec), {"group_scale": "stale"}, "'stale'"),
         ((W, STATS, spec), {"lazy_block": 0}, "lazy_block 0"),
-        ((W, STATS, spec), {"damp": -1}, "damp -1"),
+        ((W, STATS, spec), {"damp": -1.0}, "damp -1.0"),
+        ((W, STATS, spec), {"damp": float("nan")}, "damp nan"),
+        ((W, STATS, spec), {"damp": "0.1"}, "damp is a number, not '0.1'"),
+        ((W, STATS, spec), {"act_order": "false"}, "act_order is True or False, not 'false'"),
+        ((W, STATS, spec), {"mse": 1}, "mse is True or False, not 1"),
+        ((W, STATS, spec), {"lazy_block": 64.0}, "lazy_block is a whole number, not 64.0"),
+        ((W, STATS, spec), {"lazy_block": True}, "lazy_block is a whole number, not True"),
+        ((W, STATS, "int4_g64"), {}, "a Spec is needed, not 'int4_g64'"),
+        ((W[0], STATS, spec), {}, "not of shape"),
+        ((W, STATS.hessian, spec), {}, "needs Stats"),
+        ((W, Stats.empty(IN), spec), {}, "0 tokens"),
+        ((W, with_hessian(STATS, jnp.triu(STATS.hessian)), spec), {}, "symmetric"),
+        ((W, with_hessian(STATS, jnp.eye(4)), spec), {}, r"\(4, 4\)"),
     ):
         with pytest.raises(ValueError, match=sentence):
             qlab.gptq(*arguments, **hyper)

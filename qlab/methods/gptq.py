@@ -9,9 +9,8 @@ Frantar, Ashkboos, Hoefler & Alistarh 2022, arXiv 2210.17323, Algorithm 1, and i
 
 symbol · name here · shape:  W · w · (out, in);  H · h · (in, in);  U · u · (in, in), upper
 triangular;  E · errors · (size, out), of one lazy block, pushed to later columns at once (§3.3).
-The loop finds corrected weights and ranges, for any Spec; `quantize` makes the QTensor. Departs
-from the paper: U = P L⁻¹ P with P H P = L Lᵀ, P the index flip, so H is never inverted. Channels
-never seen keep H_dd = 0, their weights become 0. A Cholesky that fails climbs RUNGS, then FLOORS.
+Departs from the paper: U = P L⁻¹ P with P H P = L Lᵀ, P the index flip, so H is never inverted.
+Channels never seen keep H_dd = 0, their weights become 0. A failing Cholesky climbs RUNGS, FLOORS.
 """
 
 from __future__ import annotations
@@ -143,7 +142,8 @@ def gptq(
     fit(w, spec)  # refuses what no method can quantize: NaN, a block that does not divide
     stats = needed(stats, w)
     require(group_scale in SCALES, f"group_scale {group_scale!r} is not one of {SCALES}")
-    require(lazy_block > 0 <= damp, f"lazy_block {lazy_block} is below 1 or damp {damp} below 0")
+    require(lazy_block > 0, f"lazy_block {lazy_block} is below 1")
+    require((damp >= 0) & (damp < 1e6), f"damp {damp} is not between 0 and a million")
     q, facts = _gptq(w, stats.hessian, spec, damp, act_order, group_scale, lazy_block, mse)
     require(facts["rung"] < len(RUNGS + FLOORS), "H holds NaN or is not positive semidefinite")
     return q, facts | {"dead": stats.dead.sum()}

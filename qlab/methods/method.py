@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from qlab.qtensor import QTensor, Spec
@@ -65,26 +69,75 @@ def method_with_facts(
 
     def mark(function: Callable[..., tuple[QTensor, Facts]]) -> Method:
         @functools.wraps(function)
-        def first(*args: Any, **hyper: Any) -> QTensor:
-            return function(*args, **hyper)[0]
+        def both(w: Any, stats: Any, spec: Any, **hyper: Any) -> tuple[QTensor, Facts]:
+            check_arguments(function, w, spec, hyper)
+            return function(w, stats, spec, **hyper)
+
+        @functools.wraps(function)
+        def first(w: Any, stats: Any, spec: Any, **hyper: Any) -> QTensor:
+            return both(w, stats, spec, **hyper)[0]
 
         marked = method(supports, propagate)(first)
-        marked.with_facts = function
+        marked.with_facts = both
         return marked
 
     return mark
+
+
+def check_arguments(function: Callable, w: Any, spec: Any, hyper: Mapping[str, Any]) -> None:
+    """Refuses weights that are no matrix, a Spec that is none, and settings of another kind than
+    the method's defaults.
+
+    Raises:
+        ValueError: the sentence names the argument and what was given.
+    """
+    if not isinstance(spec, Spec):
+        raise ValueError(f"a Spec is needed, not {spec!r}; a named one is qlab.SPECS[name]")
+    if jnp.ndim(w) != 2:
+        raise ValueError(f"weights are (out, in), not of shape {jnp.shape(w)}")
+    known = inspect.signature(function).parameters
+    for name, value in hyper.items():
+        default = known[name].default if name in known else None
+        kind, said = KINDS.get(type(default), (object, ""))
+        if isinstance(default, float) and isinstance(value, jax.Array) and value.ndim == 0:
+            continue  # a number computed by jax, perhaps under a trace
+        a_truth = isinstance(value, bool | np.bool_) == isinstance(default, bool)  # bools are ints
+        if kind is not object and not (isinstance(value, kind) and a_truth):
+            raise ValueError(f"{name} is {said}, not {value!r}")
+
+
+# The type of a setting's default -> what may be given, and in words.
+KINDS: dict[type, tuple[Any, str]] = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a word"),
+}
 
 
 def needed(stats: Stats | None, w: jax.Array) -> Stats:
     """The Stats of a layer with weights `w` (out, in), or one clear sentence.
 
     Raises:
-        ValueError: there are none, or they are of another width.
+        ValueError: there are none, they are of another width, of no tokens, or their H is no
+            symmetric (in, in) matrix.
     """
-    if stats is None:
-        raise ValueError("this method needs Stats of the layer's inputs: qlab.calibrate finds them")
-    if stats.mean_abs.shape[-1] != w.shape[-1]:
-        raise ValueError(f"{w.shape[-1]} columns but Stats of {stats.mean_abs.shape[-1]} channels")
+    if not isinstance(stats, Stats):
+        got = "" if stats is None else f", not {type(stats).__name__}"
+        raise ValueError(
+            f"this method needs Stats of the layer's inputs{got}: qlab.calibrate finds them"
+        )
+    inner, h = w.shape[-1], stats.hessian
+    require(
+        stats.mean_abs.shape[-1] == inner,
+        f"{inner} columns but Stats of {stats.mean_abs.shape[-1]} channels",
+    )
+    require(h.shape == (inner, inner), f"{inner} columns but an H of shape {h.shape}")
+    require(
+        stats.tokens > 0, "these Stats are of 0 tokens: they know nothing of the layer's inputs"
+    )
+    skew = jnp.abs(h - h.T).max() > 1e-3 * jnp.abs(h).max()
+    require(~skew, "H = E[x xᵀ] is symmetric, but the H of these Stats is not")
     return stats
 
 
