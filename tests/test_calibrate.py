@@ -118,10 +118,23 @@ def test_every_form_of_ids_is_the_same():
         (np.zeros((1, 257), int), "257 tokens are longer than the model's 256 positions"),
         ({"input_ids": [[0, 1, 2]], "attention_mask": [[0, 1, 1]]}, "sequence 0 is padded on the"),
         ({"input_ids": [[0, 1, 2]], "attention_mask": [[1, 0, 1]]}, "left or in the middle"),
-        ({"input_ids": [[0, 1, 2]], "attention_mask": [[1, 1]]}, r"\(1, 2\) for ids of .*\(1, 3\)"),
+        ({"input_ids": [[0, 1, 2]], "attention_mask": [[1, 1]]}, r"\(2,\) for ids of .*\(3,\)"),
         ("englsh", "did you mean 'english'"),
         ({}, "no texts"),
         ({"short": "a few words"}, "'short' has 0 sequences of 256 tokens, fewer than .* 64"),
+        ({"short": "a few words"}, r"calibration_batches\(model, …, tokens=…\) takes fewer"),
+        ([[1, 2**32 + 5]], "token id 4294967301 is not among the model's 320"),
+        ([[1, -(2**32) + 5]], "token id -4294967291 is not among"),
+        (np.array([[1, 2**63 + 7]], np.uint64), "token id 9223372036854775815 is not among"),
+        ({"input_ids": [[1, 2], [3]], "attention_mask": [[1], [1, 1]]}, "in sequence 0"),
+        ({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1]]}, "has 1 sequences.* has 2"),
+        ({"input_ids": [[1]], "attention_mask": 1}, "attention_mask=1 is not a mask for each"),
+        (5, "batches=5 is not a domain.* or lists of token ids"),
+        (None, "batches=None is not a domain"),
+        (Path("mine.txt"), r"batches=\w*Path\('mine.txt'\) is not a domain"),
+        ({"mine": ["a", "b"]}, r"takes two strings, not 'mine': \['a', 'b'\]"),
+        (["english", 5], "such as 'english', not 5"),
+        ("word " * 99, "no domain is called '(word ){8}'….*{'name': text}"),
     ],
 )
 def test_bad_batches(given, sentence):
@@ -129,12 +142,47 @@ def test_bad_batches(given, sentence):
         as_batches(MODEL, given)
 
 
+def test_lists_of_any_lengths_with_a_mask():
+    ids, mask = [[5, 6, 7, 2**40], [8, 9]], [[1, 1, 1, 0], [1, 1]]
+    found = as_batches(MODEL, {"input_ids": ids, "attention_mask": mask})
+    np.testing.assert_array_equal(found.tokens, [[5, 6, 7, 0], [8, 9, 0, 0]])
+    np.testing.assert_array_equal(found.mask, [[1, 1, 1, 0], [1, 1, 0, 0]])
+
+
+def test_parts_count_their_own_tokens():
+    whole = as_batches(MODEL, [[1, 2, 3]] * 9 + [[4]])
+    kept, held = whole.split(0.125)
+    assert [b.provenance["tokens"] for b in (whole, kept, held)] == [28, 27, 1]
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"tokens": 1024.0}, "tokens=1024.0 is not an integer"),
+        ({"tokens": "many"}, "tokens='many' is not an integer"),
+        ({"context": 64.5}, "context=64.5 is not an integer"),
+        ({"seed": None}, "seed=None is not an integer"),
+        ({"seed": True}, "seed=True is not an integer"),
+        ({"seed": -1}, "seed=-1 is negative"),
+    ],
+)
+def test_sizes_of_another_type(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        calibration_batches(MODEL, "math", **settings)
+
+
+def test_numpy_integers_are_integers():
+    sizes = {"tokens": np.int64(512), "context": np.int32(64), "seed": np.uint8(3)}
+    found = calibration_batches(MODEL, "math", **sizes)
+    assert json.loads(json.dumps(found.provenance))["context"] == 64 and len(found) == 8
+
+
 def test_bad_sizes():
     with pytest.raises(ValueError, match="tokens=100 are 0 sequences of 256, fewer than one"):
         calibration_batches(MODEL, "english", tokens=100)
     with pytest.raises(ValueError, match="context 512 is not between 1 and the model's 256"):
         calibration_batches(MODEL, "english", context=512)
-    for share in (1, -0.1):
+    for share in (1, -0.1, "0.1", None, float("nan")):
         with pytest.raises(ValueError, match="held_out=.* is not a share"):
             as_batches(MODEL, TOKENS).split(share)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from qlab.data import text_hash
+from qlab.data import DOMAINS, text_hash
 from qlab.data import texts as bundled
 from qlab.models.surgery import get
 from qlab.models.taps import through
@@ -24,6 +25,7 @@ from qlab.models.transformer import Transformer
 from qlab.stats import Stats
 
 CONTEXT = 512  # tokens in a sequence, where nothing else is asked for
+SHOWN = 40  # characters of a wrong argument in an error
 AT_ONCE = 2048  # tokens that run together: enough to keep a CPU busy, few to hold
 
 
@@ -63,8 +65,8 @@ class Batches:
         Raises:
             ValueError: a share that is not in [0, 1).
         """
-        if not 0 <= share < 1:
-            raise ValueError(f"held_out={share} is not a share: 0 ≤ held_out < 1")
+        if not (isinstance(share, numbers.Real) and 0 <= share < 1):
+            raise ValueError(f"held_out={_short(share)} is not a share: 0 ≤ held_out < 1")
         held = int(share * len(self))
         if share > 0 and len(self) >= 8:
             held = max(held, 1)
@@ -73,7 +75,8 @@ class Batches:
         return self._part(slice(None, -held)), self._part(slice(-held, None))
 
     def _part(self, rows: slice) -> Batches:
-        return Batches(self.tokens[rows], self.mask[rows], self.provenance)
+        tokens, mask = self.tokens[rows], self.mask[rows]
+        return Batches(tokens, mask, dict(self.provenance, tokens=int(mask.sum())))
 
     def pieces(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`rows` sequences at a time: tokens and mask, the last piece filled up with padding, so
@@ -115,7 +118,7 @@ def calibration_batches(
 
     Raises:
         ValueError: an unknown domain, a model without tokenizer, too long a context, or a text too
-            short for its share, both numbers named.
+            short for its share, both numbers named; a text, size or seed of another type.
 
     Example:
         >>> model = qlab.load("tiny")                                          # doctest: +SKIP
@@ -125,6 +128,9 @@ def calibration_batches(
     if model.tokenizer is None:
         raise ValueError(f"the model {model.name!r} has no tokenizer: give token ids as batches")
     named = _named(texts)
+    tokens, seed = _integer("tokens", tokens), _integer("seed", seed)
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative: seeds begin at 0")
     length = _context(model, context)
     wanted = tokens // length
     if wanted < len(named):
@@ -153,12 +159,53 @@ def _named(texts: str | Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     """Names to texts: bundled ones are read, others taken as they are."""
     if isinstance(texts, Mapping):
         named = dict(texts)
+        for name, text in named.items():
+            if not (isinstance(name, str) and isinstance(text, str)):
+                raise ValueError(
+                    f"{{name: text}} takes two strings, not {_short(name)}: {_short(text)}"
+                )
     else:
-        names = [texts] if isinstance(texts, str) else list(texts)
-        named = {name: bundled(name, "calibration") for name in names}
+        names = [texts] if isinstance(texts, str) else _listed("texts", texts, TEXTS)
+        named = {_domain(name): bundled(name, "calibration") for name in names}
     if not named:
         raise ValueError("no texts to calibrate on")
     return named
+
+
+def _domain(name: Any) -> str:
+    """A name as it is, unless it is no name at all but a text, or not even that."""
+    if not isinstance(name, str):
+        raise ValueError(f"a domain has a name, such as 'english', not {_short(name)}")
+    if name not in DOMAINS and (len(name) > SHOWN or len(name.split()) > 1):
+        raise ValueError(
+            f"no domain is called {_short(name)}: a text of your own is given as {{'name': text}}"
+        )
+    return name
+
+
+TEXTS = "a domain such as 'english', a list of domains, or {name: text}"
+
+
+def _listed(argument: str, given: Any, wanted: str) -> list:
+    """What was given for an argument, one by one."""
+    try:
+        return list(given)
+    except TypeError:
+        raise ValueError(f"{argument}={_short(given)} is not {wanted}") from None
+
+
+def _integer(argument: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral):
+        raise ValueError(f"{argument}={_short(given)} is not an integer")
+    return int(given)
+
+
+def _short(given: Any) -> str:
+    """How something reads in an error: a long text is cut before it fills the screen."""
+    if isinstance(given, str):
+        return repr(given) if len(given) <= SHOWN else f"{given[:SHOWN]!r}…"
+    said = repr(given)
+    return said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
 
 
 def _context(model: Transformer, context: int | None) -> int:
@@ -166,6 +213,7 @@ def _context(model: Transformer, context: int | None) -> int:
     most = model.config.max_position_embeddings
     if context is None:
         return min(CONTEXT, most)
+    context = _integer("context", context)
     if not 0 < context <= most:
         raise ValueError(f"context {context} is not between 1 and the model's {most} positions")
     return context
@@ -179,7 +227,8 @@ def _windows(
     if have < count:
         raise ValueError(
             f"the text {name!r} has {have} sequences of {length} tokens, fewer than its share of "
-            f"{count}: ask for fewer tokens, or add texts"
+            f"{count}: calibration_batches(model, …, tokens=…) takes fewer"
+            + ("" if have else ", and context=… shorter ones")
         )
     start = int(rng.integers(len(ids) % length + 1))
     table = np.array(ids[start : start + have * length], np.int32).reshape(have, length)
@@ -195,17 +244,17 @@ def as_batches(model: Transformer, given: Any) -> Batches:
             (sequences, time) array of ids; or lists of ids of any lengths.
 
     Raises:
-        ValueError: no sequences, an empty one, padding that is not on the right, ids that the model
-            does not have, or more tokens in a sequence than it has positions.
+        ValueError: something else, no sequences, an empty one, padding that is not on the right,
+            ids that the model does not have, or more tokens in a sequence than it has positions.
     """
     if isinstance(given, Batches):
         found = given
     elif isinstance(given, Mapping) and "input_ids" in given:
-        found = _from_ids(given["input_ids"], given.get("attention_mask"))
+        found = _from_ids(model, given["input_ids"], given.get("attention_mask"))
     elif isinstance(given, (str, Mapping)) or _all_strings(given):
         found = calibration_batches(model, given)
     else:
-        found = _from_ids(given, None)
+        found = _from_ids(model, given, None)
     _check(model, found)
     return found
 
@@ -214,27 +263,45 @@ def _all_strings(given: Any) -> bool:
     return isinstance(given, (list, tuple)) and len(given) > 0 and isinstance(given[0], str)
 
 
-def _from_ids(ids: Any, mask: Any) -> Batches:
-    rows = [np.asarray(row) for row in ids]
+def _from_ids(model: Transformer, ids: Any, mask: Any) -> Batches:
+    rows = [np.asarray(row) for row in _listed("batches", ids, f"{TEXTS}, or lists of token ids")]
     if not rows:
         raise ValueError("calibration needs at least one sequence, there are 0")
     if any(row.ndim != 1 for row in rows):
         raise ValueError("token ids are (sequences, time), or one list of ids for each sequence")
+    masks = [np.ones(len(row), bool) for row in rows] if mask is None else _masks(mask, rows)
     time = max(len(row) for row in rows)
     tokens, seen = np.zeros((len(rows), time), np.int32), np.zeros((len(rows), time), bool)
-    for i, row in enumerate(rows):
+    for i, (row, real) in enumerate(zip(rows, masks, strict=True)):
         if len(row) and not np.issubdtype(row.dtype, np.integer):
             raise ValueError(f"token ids are integers, not {row.dtype}")
-        tokens[i, : len(row)], seen[i, : len(row)] = row, True
-    if mask is not None:
-        mask = np.asarray(mask).astype(bool)
-        if mask.shape != seen.shape:
-            raise ValueError(f"attention_mask of shape {mask.shape} for ids of shape {seen.shape}")
-        seen &= mask
-    # What stands at padding is nobody's business, the hash's included.
-    tokens = np.where(seen, tokens, 0).astype(np.int32)
+        # What stands at padding is nobody's business, the hash's included.
+        row = np.where(real, row, row.dtype.type(0))
+        _check_known(model, row)  # before int32, where 2³² + 5 would be 5
+        tokens[i, : len(row)], seen[i, : len(row)] = row, real
     provenance = {"domains": [], "tokens": int(seen.sum()), "context": time}
     return Batches(tokens, seen, provenance)
+
+
+def _masks(mask: Any, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One mask for each sequence, as long as it is."""
+    masks = [np.asarray(row) for row in _listed("attention_mask", mask, "a mask for each sequence")]
+    if len(masks) != len(rows):
+        raise ValueError(f"attention_mask has {len(masks)} sequences, input_ids has {len(rows)}")
+    for i, (real, row) in enumerate(zip(masks, rows, strict=True)):
+        if real.shape != row.shape:
+            raise ValueError(
+                f"attention_mask of shape {real.shape} for ids of shape {row.shape} in sequence {i}"
+            )
+    return [real.astype(bool) for real in masks]
+
+
+def _check_known(model: Transformer, ids: np.ndarray) -> None:
+    """Raises ValueError for an id that the model does not have."""
+    vocabulary = model.config.vocab_size
+    wrong = ids[(ids < 0) | (ids >= vocabulary)]
+    if wrong.size:
+        raise ValueError(f"token id {wrong[0]} is not among the model's {vocabulary}")
 
 
 def _check(model: Transformer, batches: Batches) -> None:
@@ -252,11 +319,8 @@ def _check(model: Transformer, batches: Batches) -> None:
     empty = np.flatnonzero(~mask.any(axis=1))
     if len(empty):
         raise ValueError(f"sequence {empty[0]} has 0 tokens")
-    vocabulary, most = model.config.vocab_size, model.config.max_position_embeddings
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocabulary:
-        bad = low if low < 0 else high
-        raise ValueError(f"token id {bad} is not among the model's {vocabulary}")
+    _check_known(model, tokens)
+    most = model.config.max_position_embeddings
     if tokens.shape[1] > most:
         raise ValueError(
             f"sequences of {tokens.shape[1]} tokens are longer than the model's {most} positions"
