@@ -6,10 +6,12 @@ a second run starts quickly; `import qlab` alone does not switch that on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -177,26 +179,27 @@ def quantize(
     import qlab
     from qlab.evaluation.memory import size
 
-    _check_target(output, overwrite)
-    loaded, batches = _load(model), None
-    if calibration:
-        named = _texts(calibration, "calibration")
-        batches = qlab.calibration_batches(loaded, named, calibration_tokens, context, seed)
-    elif getattr(qlab.METHODS.get(method), "propagate", "none") != "none":
-        raise ValueError(f"method {method!r} needs text: --calibration english, or a file")
-    quantized = qlab.quantize_model(
-        loaded,
-        method,
-        spec,
-        batches,
-        skip=skip or (),
-        propagate=propagate,
-        cache=cache,
-        progress=console.is_terminal,
-        held_out=held_out,
-        **_settings(settings or []),
-    )
-    qlab.save(quantized, output, overwrite=overwrite)
+    _check_target(output, cache, overwrite)
+    with _stoppable(cache):
+        loaded, batches = _load(model), None
+        if calibration:
+            named = _texts(calibration, "calibration")
+            batches = qlab.calibration_batches(loaded, named, calibration_tokens, context, seed)
+        elif getattr(qlab.METHODS.get(method), "propagate", "none") != "none":
+            raise ValueError(f"method {method!r} needs text: --calibration english, or a file")
+        quantized = qlab.quantize_model(
+            loaded,
+            method,
+            spec,
+            batches,
+            skip=skip or (),
+            propagate=propagate,
+            cache=cache,
+            progress=console.is_terminal,
+            held_out=held_out,
+            **_settings(settings or []),
+        )
+        qlab.save(quantized, output, overwrite=overwrite)
     cost = size(quantized).linears
     console.print(str(quantized.report), markup=False, highlight=False, soft_wrap=True)
     console.print(
@@ -207,14 +210,31 @@ def quantize(
     )
 
 
-def _check_target(output: Path, overwrite: bool) -> None:
+def _check_target(output: Path, cache: Path | None, overwrite: bool) -> None:
     """Minutes of work should not end at a folder that is taken."""
+    if cache is not None and output.resolve() == cache.resolve():
+        raise ValueError(f"-o and --cache are both {output}: give finished blocks another folder")
     if not overwrite and output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; --overwrite replaces it")
 
 
+@contextlib.contextmanager
+def _stoppable(cache: Path | None) -> Iterator[None]:
+    """Ctrl-C ends with a line on how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        option = "--cache" if cache is None else f"--cache {cache}"
+        said = f"stopped; with {option} the same command goes on from the last finished block"
+        Console(stderr=True, soft_wrap=True).print(said, markup=False, highlight=False)
+        raise typer.Exit(130) from None
+
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
 def _settings(given: list[str]) -> dict[str, Any]:
-    """`name=value` as Python values: true and false, numbers, else words."""
+    """`name=value` as Python values: true, yes, on and false, no, off; numbers; else words."""
     found: dict[str, Any] = {}
     for one in given:
         name, equals, text = one.partition("=")
@@ -223,7 +243,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
         if name in found:
             raise ValueError(f"--set {name} is given twice: {found[name]} and {text}")
         try:
-            found[name] = json.loads(text.lower())
+            found[name] = BOOLEANS[text.lower()] if text.lower() in BOOLEANS else json.loads(text)
         except ValueError:
             found[name] = text
     return found
@@ -334,17 +354,21 @@ def _load(name: str) -> Any:
 
 
 def _texts(names: list[str], split: str = "evaluation") -> dict[str, str]:
-    """Bundled texts by name, files by their path."""
-    from qlab.data import texts
+    """Bundled texts by name; files by theirs, or by their path where that name is taken."""
+    from qlab.data import DOMAINS, texts
 
+    names = list(dict.fromkeys(names))
+    stems = [Path(name).stem for name in names]
     found = {}
-    for name in names:
+    for name, stem in zip(names, stems, strict=True):
         path = Path(name)
-        if path.suffix and not path.is_file():
+        if name in DOMAINS or not (path.suffix or path.is_file()):
+            found[name] = texts(name, split)
+        elif not path.is_file():
             raise ValueError(f"there is no text file {name}")
-        found[path.stem if path.is_file() else name] = (
-            path.read_text(encoding="utf-8") if path.is_file() else texts(name, split)
-        )
+        else:
+            taken = stem in DOMAINS or stem in names or stems.count(stem) > 1
+            found[name if taken else stem] = path.read_text(encoding="utf-8")
     return found
 
 
@@ -361,8 +385,19 @@ def _bytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
+def _as_options(said: str) -> str:
+    """An error of the library, with what to type here."""
+    for call, option in (
+        ("overwrite=True", "--overwrite"),
+        ("calibration_batches(model, …, tokens=…)", "a smaller --calibration-tokens"),
+        ("context=… shorter ones", "--context shorter ones"),
+    ):
+        said = said.replace(call, option)
+    return said
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns 0, or 2 after an error told in one sentence."""
+    """Runs the command line; returns 0, 2 after an error told in one sentence, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]  # accepted anywhere
@@ -371,7 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, NotImplementedError) as error:
         if debug:
             raise
-        said = " ".join(str(error).split())
+        said = _as_options(" ".join(str(error).split()))
         Console(stderr=True, soft_wrap=True).print(said, style="red", markup=False, highlight=False)
         return 2
     except KeyboardInterrupt:

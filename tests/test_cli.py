@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from qlab.cli import main
+import qlab
+from qlab.cli import _settings, _texts, main
 
 COMMANDS = ["demo", "evaluate", "compare", "quantize", "inspect", "explain", "lab", "figures"]
 
@@ -98,3 +99,62 @@ def test_a_file_is_a_text(tmp_path, capsys):
         capsys, "evaluate", "tiny", "--text", str(file), "--tokens", "512", "--context", "64"
     )
     assert code == 0 and "mine" in out, err
+
+
+def test_texts_of_one_name_are_told_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.txt").write_text(folder)
+    a, b = str(tmp_path / "a" / "mine.txt"), str(tmp_path / "b" / "mine.txt")
+    assert _texts([a, b, a]) == {a: "a", b: "b"}
+    assert _texts([a]) == {"mine": "a"}
+    own = tmp_path / "english.txt"
+    own.write_text("mine")
+    found = _texts(["english", str(own)])
+    assert list(found) == ["english", str(own)] and found[str(own)] == "mine"
+
+
+def test_settings_are_values():
+    given = {"a": "True", "b": "YES", "c": "on", "d": "false", "e": "No", "f": "OFF", "g": "0.1"}
+    words = {"h": "static", "i": "Fresh", "j": "64", "k": "1e-2"}
+    found = _settings([f"{name}={text}" for name, text in (given | words).items()])
+    assert list(found.values()) == [
+        True, True, True, False, False, False, 0.1, "static", "Fresh", 64, 0.01
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", [None, "kept"])
+def test_ctrl_c_says_how_to_go_on(cache, tmp_path, capsys, monkeypatch):
+    def interrupted(*_args, **_settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qlab, "quantize_model", interrupted)
+    more = ["--cache", cache] if cache else []
+    code, _, err = said(
+        capsys, "quantize", "tiny", "--spec", "int4_g64", "-o", str(tmp_path / "q"), *more
+    )
+    option = " ".join(more) or "--cache"
+    line = f"stopped; with {option} the same command goes on from the last finished block\n"
+    assert code == 130 and err == line
+
+
+def test_the_result_is_not_put_among_finished_blocks(tmp_path, capsys):
+    same = [str(tmp_path / "q"), str(tmp_path / "x" / ".." / "q")]
+    code, _, err = said(
+        capsys, "quantize", "tiny", "--spec", "int4_g64", "-o", same[0], "--cache", same[1]
+    )
+    assert code == 2 and "-o and --cache are both" in err
+
+
+def test_errors_name_options(tmp_path, capsys, monkeypatch):
+    def taken(*_args, **_settings):
+        raise ValueError("q is not empty; overwrite=True replaces it")
+
+    monkeypatch.setattr(qlab, "save", taken)
+    command = ["quantize", "tiny", "--spec", "int4_g64", "-o", str(tmp_path / "q")]
+    code, _, err = said(capsys, *command)
+    assert code == 2 and "--overwrite replaces it" in err
+    file = tmp_path / "mine.txt"
+    file.write_text("a few words")
+    code, _, err = said(capsys, *command, "--calibration", str(file))
+    assert code == 2 and "--calibration-tokens takes fewer, and --context shorter" in err
