@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from qlab.formats import INT4, UINT4
 from qlab.methods import rtn
+from qlab.models.provenance import code_hash
 from qlab.models.quantize import quantize_model
 from qlab.models.report import Report
 from qlab.models.surgery import linears, map_linears
@@ -214,3 +216,66 @@ def test_a_method_that_changes_the_spec_is_reported():
 
     notes = run("int4_g64", method=other).report.layers[0].notes
     assert notes == ("the method used int4_g32, not int4_g64",)
+
+
+# ---- a folder of finished blocks and a method of one's own ---------------------------------------
+
+
+def times(by):
+    return lambda w, stats, spec: rtn(w * by, stats, spec)
+
+
+def edited(source):
+    """A function as a notebook cell makes it: no file holds its source."""
+    place = {"rtn": rtn, "by": 0.5}
+    exec(source, place)
+    return place["cell"]
+
+
+class Times:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, w, stats, spec):
+        return rtn(w * self.by, stats, spec)
+
+
+def scaled(w, stats, spec, *, by):
+    return rtn(w * jnp.mean(jnp.asarray(by)), stats, spec)
+
+
+CELL = "def cell(w, stats, spec):\n    return rtn(w * {}, stats, spec)"
+
+
+@pytest.mark.parametrize(
+    ("old", "same", "new"),
+    [
+        (edited(CELL.format(0.5)), edited(CELL.format(0.5)), edited(CELL.format(0.25))),
+        (edited(CELL.format("by")), edited(CELL.format("by")), edited(CELL.format("0.5"))),
+        (times(0.5), times(0.5), times(0.25)),
+        (times(np.ones(1)), times(np.ones(1)), times(np.zeros(1))),
+        (partial(scaled, by=0.5), partial(scaled, by=0.5), partial(scaled, by=0.25)),
+        (Times(0.5), Times(0.5), Times(0.25)),
+        (jax.tree_util.Partial(times(0.5)), times(0.5), jax.tree_util.Partial(times(0.25))),
+    ],
+    ids=["cell", "global", "closure", "array", "partial", "object", "jax"],
+)
+def test_a_method_that_changed_is_not_taken_for_the_old_one(old, same, new):
+    if type(old) is type(same):
+        assert code_hash(old) == code_hash(same)
+    assert code_hash(old) != code_hash(new)
+
+
+def test_changed_arrays_and_methods_do_not_get_the_old_result(tmp_path):
+    a = np.ones(5000, np.float32)
+    b = a.copy()
+    b[2500] = 2  # repr leaves the middle out
+    run("int4_g64", method=scaled, by=a, cache=tmp_path / "array")
+    run("int4_g64", method=scaled, by=a.copy(), cache=tmp_path / "array")
+    refuse("int4_g64", "another run: hyper", method=scaled, by=b, cache=tmp_path / "array")
+    run("int4_g64", method=times(0.5), cache=tmp_path / "closure")
+    refuse("int4_g64", "another run: code", method=times(0.2), cache=tmp_path / "closure")
+    hidden = times(np.random.default_rng(0))
+    refuse(
+        "int4_g64", "cannot tell whether method '<lambda>' changed", method=hidden, cache=tmp_path
+    )

@@ -4,18 +4,26 @@ was done otherwise.
 
 from __future__ import annotations
 
+import dataclasses
+import dis
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
+import os
+import sys
+import types
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qlab.io.safetensors import spec_to_json
+from qlab.methods import METHODS
 from qlab.models.calibrate import Batches
 from qlab.models.plan import Job, method_name
 from qlab.specs import name_of
@@ -55,27 +63,174 @@ def _version(package: str) -> str:
 
 
 def said(hyper: Mapping[str, Any]) -> dict[str, str]:
-    """Settings in words that are the same in every run: a function by its name, not its address."""
-    return {name: getattr(x, "__name__", None) or repr(x) for name, x in sorted(hyper.items())}
+    """Settings in words that are the same in every run: a function by its name, an array by its
+    hash.
+    """
+    return {name: _in_words(x) for name, x in sorted(hyper.items())}
+
+
+def _in_words(x: Any) -> str:
+    if hasattr(x, "__array__") and np.ndim(x):
+        x = np.asarray(x)
+        return f"{x.dtype} {x.shape} sha256 {hashlib.sha256(x.tobytes()).hexdigest()}"
+    return getattr(x, "__name__", None) or repr(x)
 
 
 def code_hash(run: Callable) -> str:
-    """sha256 over the source of this package's arithmetic, methods and models, and of the file of a
-    method of one's own: what a half-finished run must not mix.
+    """sha256 over the source of this package's arithmetic, methods and models, and over a method of
+    one's own with all that it names: what a half-finished run must not mix.
+
+    Raises:
+        ValueError: the method holds something whose changes cannot be seen.
     """
     package = Path(__file__).resolve().parent.parent
     files = [package / f"{name}.py" for name in ARITHMETIC]
     files += [*package.glob("methods/*.py"), *package.glob("models/*.py")]
-    try:
-        own = inspect.getsourcefile(inspect.unwrap(run))
-    except TypeError:  # an object with __call__
-        own = inspect.getsourcefile(type(run))
-    if own is not None and Path(own).is_file():
-        files.append(Path(own).resolve())
     digest = hashlib.sha256()
-    for file in sorted(set(files)):
+    for file in sorted(files):
         digest.update(file.read_bytes())
+    code = getattr(inspect.unwrap(run), "__code__", None)
+    ours = any(run is method for method in METHODS.values())
+    if not (ours and code and Path(code.co_filename).resolve().is_relative_to(package)):
+        digest.update(_told_apart(run, f"method {method_name(run)!r}").encode())
     return digest.hexdigest()
+
+
+# ---- has it changed? -----------------------------------------------------------------------------
+
+
+def _told_apart(value: Any, name: str) -> str:
+    """sha256 of anything a method may be made of."""
+    digest = hashlib.sha256()
+    try:
+        fingerprint(value, digest, [])
+    except (TypeError, RecursionError) as error:
+        raise ValueError(
+            f"cache= cannot tell whether {name} changed: {error}; leave cache out"
+        ) from error
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any, digest: Any, seen: list) -> None:
+    """Feeds a hash with a value: code by its bytecode and all that it names, an object by its type
+    and fields, an array by its bytes.
+
+    Args:
+        value: anything.
+        digest: of hashlib.
+        seen: functions, classes and objects met so far; each is followed once.
+
+    Raises:
+        TypeError: a value that hides what it holds.
+    """
+    digest.update(f"{type(value).__qualname__} ".encode())
+    if isinstance(value, PLAIN):
+        digest.update(repr(value).encode())
+        return
+    if isinstance(value, tuple | list):
+        parts = list(value)
+    elif isinstance(value, set | frozenset):
+        parts = sorted(value, key=repr)
+    elif isinstance(value, Mapping):
+        parts = list(value.items())
+    elif isinstance(value, types.CodeType):
+        parts = [value.co_code, value.co_consts, value.co_names, value.co_varnames]
+    elif isinstance(value, types.ModuleType):
+        parts = [value.__name__, b"" if _library(value) else _source(value)]
+    elif hasattr(value, "__array__") and not isinstance(value, type):
+        x = np.asarray(jax.random.key_data(value) if _is_key(value) else value)
+        if x.dtype.hasobject:
+            raise TypeError("an array of Python objects")
+        parts = [str(x.dtype), x.shape, x.tobytes()]
+    elif any(value is one for one in seen):
+        parts = [next(i for i, one in enumerate(seen) if one is value)]
+    else:
+        seen.append(value)
+        parts = _parts(value)
+    digest.update(f"{len(parts)}(".encode())
+    for part in parts:
+        fingerprint(part, digest, seen)
+
+
+PLAIN = (
+    *(type(None), type(...), bool, int, float, complex, str, bytes),
+    *(range, slice, np.dtype, PurePath),
+)
+
+
+def _parts(value: Any) -> list:
+    """What a function, class or object is made of."""
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, types.FunctionType):
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        if _library(value):
+            return [value.__module__, value.__qualname__, cells]
+        named = {n: value.__globals__[n] for n in _globals(value.__code__) & {*value.__globals__}}
+        defaults = [value.__defaults__, value.__kwdefaults__]
+        return [value.__code__, cells, defaults, sorted(named.items()), vars(value)]
+    if isinstance(value, type):
+        found = [value.__module__, value.__qualname__]
+        if _library(value):
+            return found
+        hidden = ("__dict__", "__weakref__", "__module__", "__doc__")
+        return [*found, value.__bases__, {k: x for k, x in vars(value).items() if k not in hidden}]
+    if isinstance(value, property | staticmethod | classmethod):
+        return [getattr(value, name, None) for name in ("fget", "fset", "__func__")]
+    if hasattr(value, "__wrapped__"):  # jax.jit, functools.cache
+        return [value.__wrapped__]
+    if isinstance(value, types.BuiltinFunctionType | np.ufunc):
+        return [getattr(value, "__module__", None), value.__name__, getattr(value, "__self__", 0)]
+    if dataclasses.is_dataclass(value):  # without what it remembers beside its fields
+        return [type(value), *(getattr(value, f.name) for f in dataclasses.fields(value))]
+    if hasattr(value, "__dict__") and not hasattr(type(value), "__slots__"):
+        return [type(value), vars(value)]
+    raise TypeError(f"a {type(value).__name__} does not show what it holds")
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    """Names of the globals that code reads, nested functions included."""
+    read = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    nested = (one for one in code.co_consts if isinstance(one, types.CodeType))
+    return read.union(*map(_globals, nested))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is bound later
+        return None
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _library(value: Any) -> bool:
+    """Whether code was installed: then its version stands for it."""
+    if isinstance(value, types.FunctionType):
+        file = value.__code__.co_filename
+    else:
+        name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+        if name == "__main__":
+            return False
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is None:
+            return name in sys.builtin_module_names
+    path = Path(str(file)).resolve()
+    places = (Path(__file__).resolve().parent.parent, Path(os.__file__).resolve().parent)
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return bool(installed) or any(path.is_relative_to(place) for place in places)
+
+
+def _source(module: types.ModuleType) -> bytes:
+    file = getattr(module, "__file__", None)
+    return b"" if file is None else Path(file).read_bytes()
+
+
+# ---- all of it -----------------------------------------------------------------------------------
 
 
 def provenance_of(
@@ -114,5 +269,6 @@ def facts(job: Job, provenance: Mapping[str, Any]) -> dict[str, Any]:
         **provenance,
         "plan": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
         "code": code_hash(job.run),
+        "settings": _told_apart(dict(job.hyper), "a setting"),
         "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
     }
