@@ -37,8 +37,9 @@ def source():
 
 
 def stats_of(h):
-    """Stats with this H; the other moments are not used."""
-    return dataclasses.replace(qlab.Stats.empty(len(h)), hessian=jnp.asarray(h))
+    """Stats of one token with this H; the other moments are not used."""
+    one = jnp.ones((), jnp.float32)
+    return dataclasses.replace(qlab.Stats.empty(len(h)), hessian=jnp.asarray(h), tokens=one)
 
 
 @pytest.mark.parametrize("layer, place", PIECES)
