@@ -52,7 +52,8 @@ def qlab_side(w: np.ndarray, h: np.ndarray) -> Run:
     of = jnp.asarray(w)
     channels = jnp.zeros(w.shape[1])
     one = jnp.float32(1)
-    seen = qlab.Stats(one, one, jnp.asarray(h), channels, channels, channels)
+    h = jnp.asarray(h)
+    seen = qlab.Stats(one, one, h, channels, channels, channels, histogram=jnp.zeros(512))
     spec = qlab.specs.gptq(BITS, GROUP)
 
     def run() -> tuple[float, np.ndarray]:

@@ -1,12 +1,12 @@
 """Stats: what calibration remembers of a layer's input x, in memory that does not grow with the
 text.
 
-    H = E[x xᵀ],  E|x|,  min x,  max x  per channel, and how many tokens and sequences were seen.
+    H = E[x xᵀ],  E|x|,  min x,  max x  per channel,  one histogram of all |x|,  and how many tokens
+    and sequences were seen.
 
 Two Stats of the same layer merge into the Stats of both texts, so calibration shards. With H alone
-the error that a layer's
-quantization makes on its output is known: E‖(W − Ŵ)x‖² = tr((W − Ŵ) H (W − Ŵ)ᵀ), with no
-activations kept.
+the error that a layer's quantization makes on its output is known: E‖(W − Ŵ)x‖² =
+tr((W − Ŵ) H (W − Ŵ)ᵀ), with no activations kept.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from qlab.arithmetic import bits_of, divide
 
 PRECISION = jax.lax.Precision.HIGHEST
+
+# Bins of |x| by the top bits of its float32: 8 an octave, from 2⁻³² (and all below) to 2³² (and all
+# above). Bin i holds EDGES[i] ≤ |x| < EDGES[i + 1].
+BINS = 512
+_FIRST = (127 - 32) * 8  # the exponent field and three bits of mantissa of 2⁻³²
+EDGES = ((np.arange(BINS + 1, dtype=np.int32) + _FIRST) << 20).view(np.float32)
+EDGES[0] = 0.0
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +40,8 @@ class Stats:
         hessian: (in, in) float32, H = E[x xᵀ].
         mean_abs: (in,) float32, E|x|.
         min, max: (in,) float32, extremes of every channel.
+        histogram: (512,) float32, how many |x| of all channels lie between neighbouring EDGES;
+            beyond 2²⁴ in a bin a count is rounded. All zeros where it is not known.
     """
 
     tokens: jax.Array
@@ -38,6 +50,7 @@ class Stats:
     mean_abs: jax.Array
     min: jax.Array
     max: jax.Array
+    histogram: jax.Array
 
     @staticmethod
     def from_inputs(x: jax.Array, mask: jax.Array | None = None) -> Stats:
@@ -74,6 +87,7 @@ class Stats:
             mean_abs=jnp.abs(masked).sum(0) / each,
             min=jnp.where(seen[:, None] > 0, flat, jnp.inf).min(0),
             max=jnp.where(seen[:, None] > 0, flat, -jnp.inf).max(0),
+            histogram=_histogram(flat, seen > 0),
         )
 
     @staticmethod
@@ -92,6 +106,7 @@ class Stats:
             mean_abs=jnp.zeros(channels),
             min=jnp.full(channels, jnp.inf),
             max=jnp.full(channels, -jnp.inf),
+            histogram=jnp.zeros(BINS),
         )
 
     def merge(self, other: Stats) -> Stats:
@@ -119,6 +134,38 @@ class Stats:
             mean_abs=self.mean_abs + (other.mean_abs - self.mean_abs) * share,
             min=jnp.minimum(self.min, other.min),
             max=jnp.maximum(self.max, other.max),
+            histogram=self.histogram + other.histogram,
+        )
+
+    def divided(self, c: jax.Array) -> Stats:
+        """The Stats of x / c, channel by channel: what a layer reads once c is folded into it.
+
+        The histogram mixes channels, so that of x / c cannot be known: it becomes all zeros.
+
+        Args:
+            c: (in,) float32, positive.
+
+        Raises:
+            ValueError: if `c` has another length, naming both.
+
+        Example:
+            >>> stats = Stats.from_inputs(jnp.array([[1.0, -6.0]])).divided(jnp.array([1.0, 2.0]))
+            >>> stats.hessian.tolist(), stats.min.tolist()
+            ([[1.0, -3.0], [-3.0, 9.0]], [1.0, -3.0])
+        """
+        if c.shape != self.mean_abs.shape:
+            raise ValueError(
+                f"Stats of {self.mean_abs.shape[-1]} channels cannot be divided by {c.shape}"
+            )
+        inverse = 1.0 / c
+        return Stats(
+            tokens=self.tokens,
+            sequences=self.sequences,
+            hessian=self.hessian * (inverse[:, None] * inverse),
+            mean_abs=divide(self.mean_abs, c),
+            min=divide(self.min, c),
+            max=divide(self.max, c),
+            histogram=jnp.zeros_like(self.histogram),
         )
 
     @property
@@ -130,6 +177,14 @@ class Stats:
     def dead(self) -> jax.Array:
         """(in,) bool, channels that were zero in every token."""
         return jnp.diagonal(self.hessian, axis1=-2, axis2=-1) == 0
+
+
+def _histogram(x: jax.Array, seen: jax.Array) -> jax.Array:
+    """Counts of |x| (tokens, in) in the bins between EDGES, (512,) float32; `seen` (tokens,)."""
+    place = jnp.clip((bits_of(jnp.abs(x)) >> 20) - _FIRST, 0, BINS - 1)
+    place = jnp.where(seen[:, None], place, BINS)  # out of bounds: dropped
+    # Counted in int32: in float32 one more than 2²⁴ is 2²⁴ again.
+    return jnp.zeros(BINS, jnp.int32).at[place].add(1, mode="drop").astype(jnp.float32)
 
 
 def output_error(w: jax.Array, w_hat: jax.Array, stats: Stats) -> jax.Array:

@@ -1,5 +1,7 @@
 """Stats: moments, merging in any order, padding, and the output error they imply."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from qlab.qtensor import dequantize, quantize
 from qlab.specs import SPECS
-from qlab.stats import Stats, output_error
+from qlab.stats import EDGES, Stats, output_error
 
 X = np.random.default_rng(0).standard_normal((6, 20, 16)).astype(np.float32)
 
@@ -24,6 +26,28 @@ def test_moments():
     np.testing.assert_allclose(s.mean_abs, np.abs(flat).mean(0), rtol=1e-5)
     np.testing.assert_array_equal(s.min, flat.min(0))
     np.testing.assert_array_equal(s.amax, np.abs(flat).max(0))
+
+
+def test_histogram_counts_magnitudes_of_all_channels():
+    x = X * np.exp2(np.linspace(-40, 40, 16)).astype(np.float32)  # some below and above all bins
+    x[0, 0] = 0
+    want, _ = np.histogram(np.abs(x), np.append(EDGES[:-1], np.inf).astype(np.float64))
+    stats = Stats.from_inputs(jnp.asarray(x))
+    np.testing.assert_array_equal(stats.histogram, want)
+    assert stats.histogram.shape == (512,) and stats.histogram.sum() == x.size
+    assert EDGES[0] == 0 and EDGES[8] == 2.0**-31 and EDGES[-1] == 2.0**32
+    assert (np.diff(EDGES[9:]) / EDGES[9:-1] <= 1 / 8).all()  # 8 bins an octave
+
+
+def test_divided_is_the_stats_of_the_divided_inputs():
+    """All but the histogram, which cannot be known."""
+    c = np.linspace(0.2, 5, 16).astype(np.float32)
+    divided = Stats.from_inputs(jnp.asarray(X)).divided(jnp.asarray(c))
+    want = Stats.from_inputs(jnp.asarray(X / c))
+    assert not divided.histogram.any() and want.histogram.any()
+    close(dataclasses.replace(divided, histogram=want.histogram), want)
+    np.testing.assert_array_equal(divided.hessian, divided.hessian.T)
+    assert np.isinf(Stats.empty(16).divided(jnp.asarray(c)).min).all()
 
 
 def test_merge_equals_one_pass_in_any_order_and_size():
@@ -87,6 +111,7 @@ def narrow():
         (lambda: Stats.from_inputs(jnp.zeros((0, 4))), "not .0, 4"),
         (lambda: Stats.from_inputs(jnp.zeros((2, 4)), jnp.ones((3,))), "mask of shape .3,"),
         (lambda: Stats.from_inputs(jnp.ones((2, 4))).merge(narrow()), "4 channels .* 5"),
+        (lambda: narrow().divided(jnp.ones(4)), "5 channels .* .4,"),
         (lambda: output_error(jnp.ones((2, 4)), jnp.ones((2, 4)), narrow()), "5 channels"),
     ],
 )
