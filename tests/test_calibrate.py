@@ -38,8 +38,10 @@ TOKENS = np.asarray(tokens_for(MODEL, batch=10, time=24))
 
 
 def close(a: Stats, b: Stats) -> None:
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    """Equal to rounding; a number at the edge of a bin may be counted on either side of it."""
+    np.testing.assert_allclose(np.cumsum(a.histogram), np.cumsum(b.histogram), atol=4)
+    for field in set(vars(a)) - {"histogram"}:
+        np.testing.assert_allclose(getattr(a, field), getattr(b, field), rtol=1e-4, atol=1e-5)
 
 
 def run(method, spec="int4_g32", batches=TOKENS, model=MODEL, **settings):
