@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from qlab import specs
 from qlab.formats import FORMATS, Format
-from qlab.methods import METHODS, gptq, rtn
+from qlab.methods import METHODS, awq, gptq, rtn
 from qlab.packing import pack, unpack
 from qlab.qtensor import (
     QTensor,
@@ -62,6 +62,7 @@ __all__ = [
     "QTensor",
     "Spec",
     "Stats",
+    "awq",
     "bits_per_weight",
     "calibrate",
     "calibration_batches",

@@ -2,6 +2,7 @@
 here.
 """
 
+from qlab.methods.awq import awq
 from qlab.methods.gptq import gptq
 from qlab.methods.method import Method
 from qlab.methods.rtn import rtn
@@ -9,4 +10,5 @@ from qlab.methods.rtn import rtn
 METHODS: dict[str, Method] = {
     "rtn": rtn,
     "gptq": gptq,
+    "awq": awq,
 }

@@ -8,7 +8,7 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,28 @@ from qlab.qtensor import QTensor, Spec
 from qlab.stats import Stats
 
 # What happened inside a method, for the layer report: name -> number. The report knows "damp"
-# (relative damping used), "rung" (steps of the ladder climbed), "dead" (channels never seen), and
-# "static" (1 where ranges could not follow the corrected weights).
+# (relative damping used), "rung" (steps of the ladder climbed), "dead" (channels never seen),
+# "static" (1 where ranges could not follow the corrected weights), and "ratio" (how the input
+# channels were scaled).
 Facts = dict[str, jax.Array]
+
+
+class Fold(NamedTuple):
+    """A method that first scales input channels, in three steps, so that `quantize_model` can put
+    the scales into what feeds a layer.
+
+    Attributes:
+        candidates: (weights, stats, specs, *, hyper…) -> ratios (n,), scales (n, in): what is
+            tried; weights and specs of all linears that read the same input.
+        losses: (weights, stats, specs, scales) -> (n,): what each costs.
+        finish: (w, stats, spec, *, hyper…) -> (QTensor, Facts): quantizes weights already scaled.
+        feeders: "all", or "norms": only inputs that come out of a norm are scaled.
+    """
+
+    candidates: Callable[..., tuple[jax.Array, jax.Array]]
+    losses: Callable[..., jax.Array]
+    finish: Callable[..., tuple[QTensor, Facts]]
+    feeders: str = "all"
 
 
 class Method(Protocol):
@@ -35,6 +54,7 @@ class Method(Protocol):
     supports: Callable[[Spec], bool]
     propagate: str  # what `quantize_model` feeds it by default: "none", "float" or "quantized"
     with_facts: Callable[..., tuple[QTensor, Facts]]
+    fold: Fold | None  # how it scales input channels, if it does
 
     def __call__(self, w: Any, stats: Stats | None, spec: Spec, **hyper: Any) -> QTensor: ...
 
@@ -55,13 +75,14 @@ def method(
         marked.supports = supports
         marked.propagate = propagate
         marked.with_facts = lambda *args, **hyper: (function(*args, **hyper), {})
+        marked.fold = None
         return marked
 
     return mark
 
 
 def method_with_facts(
-    supports: Callable[[Spec], bool], propagate: str = "none"
+    supports: Callable[[Spec], bool], propagate: str = "none", fold: Fold | None = None
 ) -> Callable[[Callable[..., tuple[QTensor, Facts]]], Method]:
     """`method` for a function that returns (QTensor, Facts): called it returns the QTensor alone,
     its `with_facts` both.
@@ -79,9 +100,16 @@ def method_with_facts(
 
         marked = method(supports, propagate)(first)
         marked.with_facts = both
+        marked.fold = fold
         return marked
 
     return mark
+
+
+def facts_of(run: Callable[..., QTensor]) -> Callable[..., tuple[QTensor, Facts]]:
+    """A method with its facts; a plain function has none."""
+    plain = lambda *args, **hyper: (run(*args, **hyper), {})  # noqa: E731
+    return getattr(run, "with_facts", plain)
 
 
 def check_arguments(function: Callable, w: Any, spec: Any, hyper: Mapping[str, Any]) -> None:
@@ -101,6 +129,8 @@ def check_arguments(function: Callable, w: Any, spec: Any, hyper: Mapping[str, A
         kind, said = KINDS.get(type(default), (object, ""))
         if isinstance(default, float) and isinstance(value, jax.Array) and value.ndim == 0:
             continue  # a number computed by jax, perhaps under a trace
+        if isinstance(value, str) and name in known and "str" in str(known[name].annotation):
+            continue  # a word is one of the possibilities: alpha="search"
         a_truth = isinstance(value, bool | np.bool_) == isinstance(default, bool)  # bools are ints
         if kind is not object and not (isinstance(value, kind) and a_truth):
             raise ValueError(f"{name} is {said}, not {value!r}")
