@@ -16,6 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from qlab import specs
 from qlab.arithmetic import divide, multiply
 from qlab.formats import FP8, INT4, INT8, UINT8, Format
 from qlab.qtensor import QTensor, Spec, dequantize, quantize, spread_ranges
@@ -101,6 +102,17 @@ def find(act: str | Spec | Act) -> Act:
     if act in ACTS:
         return ACTS[act]
     raise ValueError(f"no Act is called {act!r}: {near(act, ACTS)}")
+
+
+def name_of(act: Act) -> str:
+    """The name of an Act in ACTS, whatever ranges it has found; or the name of its Spec.
+
+    Example:
+        >>> name_of(Act(ACTS["int8_static"].spec, static=True)), name_of(Act(Spec(INT8, 64)))
+        ('int8_static', 'INT8, block 64')
+    """
+    bare = dataclasses.replace(act, ranges=None)
+    return next((name for name, known in ACTS.items() if known == bare), specs.name_of(act.spec))
 
 
 def integer(w: jax.Array | QTensor | Spec, act: Act) -> bool:

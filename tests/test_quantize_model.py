@@ -205,9 +205,15 @@ def test_unsupported_pairs_name_both():
     assert run("int4_g64", method=only_signed).report.method == "only_signed"
 
 
-def test_what_is_not_here_yet_says_so():
-    refuse("int4_g64", "act=", NotImplementedError, act=SPECS["int8_channel"])
+def test_a_method_of_ones_own_is_checked():
     refuse("int4_g64", "not a QTensor", method=lambda w, stats, spec: w)
+    refuse("int4_g64", "shape", method=lambda w, stats, spec: rtn(w[:-1], stats, spec))
+
+    def broken(w, stats, spec):
+        q = rtn(w, stats, spec)
+        return q.replace(scale=q.scale.at[0].set(jnp.nan))
+
+    refuse("int4_g64", "weights that are NaN or Inf", method=broken)
 
 
 def test_a_method_that_changes_the_spec_is_reported():

@@ -27,6 +27,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from qlab.activations import Act
 from qlab.formats import FORMATS, Format
 from qlab.packing import pack, unpack
 from qlab.qtensor import QTensor, Spec
@@ -79,6 +80,27 @@ def spec_from_json(found: dict[str, Any]) -> Spec:
         return Spec(FORMATS[found["format"]], block, rule=rule, **fields)
     except KeyError as error:
         raise ValueError(f"a stored Spec needs or names {error.args[0]!r}, unknown here") from None
+
+
+def act_to_json(act: Act) -> dict[str, Any]:
+    """An Act as plain JSON values, without its ranges: those are tensors.
+
+    Example:
+        >>> from qlab.activations import ACTS
+        >>> act_from_json(act_to_json(ACTS["llm_int8"])) == ACTS["llm_int8"]
+        True
+    """
+    return {"spec": spec_to_json(act.spec), "threshold": act.threshold, "static": act.static}
+
+
+def act_from_json(found: dict[str, Any], ranges: QTensor | None = None) -> Act:
+    """The Act again, with ranges if it has any.
+
+    Raises:
+        ValueError: as `spec_from_json`.
+    """
+    spec = spec_from_json(found["spec"])
+    return Act(spec, ranges, threshold=found["threshold"], static=found["static"])
 
 
 def _format_name(format: Format) -> str:
@@ -162,7 +184,7 @@ def _leaves(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         quantized[path] = {"spec": spec_to_json(node.spec), "shape": list(node.shape)}
         for name in _PARTS:
             part = getattr(node, name)
-            if name == "codes":
+            if name == "codes" and part is not None:
                 tensors[f"{path}.codes"] = pack(np.asarray(part), node.spec.format)
             elif part is not None:
                 visit(f"{path}.{name}", part)
@@ -184,6 +206,19 @@ def _manifest(model: Any, quantized: dict[str, Any]) -> dict[str, Any]:
         "eos_ids": list(tokenizer.eos_ids) if tokenizer else [],
         "bos_id": tokenizer.bos_id if tokenizer else None,
         "quantized": quantized,
+        "acts": _acts(model),
+    }
+
+
+def _acts(model: Any) -> dict[str, Any]:
+    """{path of the linear: its Act} of every linear whose inputs are quantized."""
+    is_act = lambda node: isinstance(node, Act)  # noqa: E731
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator=".").removesuffix(".act"): (
+            act_to_json(node)
+        )
+        for keys, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=is_act)[0]
+        if is_act(node)
     }
 
 
@@ -243,8 +278,10 @@ def load_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _qtensor(path: str, entry: dict[str, Any], tensors: dict[str, Any]) -> QTensor:
     """One QTensor out of its parts, which leave `tensors`."""
     spec = spec_from_json(entry["spec"])
-    packed = np.asarray(tensors.pop(f"{path}.codes"))
-    codes = jnp.asarray(unpack(packed, spec.format, tuple(entry["shape"])))
+    codes = None  # ranges alone, of a linear's inputs
+    if entry["shape"]:
+        packed = np.asarray(tensors.pop(f"{path}.codes"))
+        codes = jnp.asarray(unpack(packed, spec.format, tuple(entry["shape"])))
     rest = [tensors.pop(f"{path}.{name}", None) for name in _PARTS[1:]]
     return QTensor(codes, *rest, spec=spec)
 

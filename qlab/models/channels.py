@@ -64,19 +64,39 @@ def scale_channels(model: Transformer, factors: Mapping[str, np.ndarray]) -> Tra
             raise ValueError(f"the factor of {path!r} goes down to {np.min(c)}: positive ones only")
     new = jax.tree.map(lambda leaf: leaf, model)  # fresh modules, shared arrays
     for i, block in enumerate(new.layers):
-        rows: dict[str, np.ndarray] = {}  # what divides the output rows of a part
-        columns: dict[str, np.ndarray] = {}  # what multiplies its input columns
-        for feed in block.FEEDS:
-            c = factors.get(f"layers.{i}.{feed.feeder}")
-            if c is not None:
-                rows[feed.feeder] = np.asarray(c, np.float64)
-                columns |= dict.fromkeys(feed.consumers, _input_channels(feed, c, model.config))
-        for path in rows.keys() | columns.keys():
-            _rescale(get(block, path), rows.get(path), columns.get(path))
+        own = {path: factors.get(f"layers.{i}.{path}") for path in _feeders(block)}
+        scale_block(block, {p: c for p, c in own.items() if c is not None}, model.config)
     return new
 
 
-def _input_channels(feed: Feed, c: np.ndarray, config: Any) -> np.ndarray:
+def _feeders(block: Any) -> list[str]:
+    return [feed.feeder for feed in block.FEEDS]
+
+
+def scale_block(block: Any, factors: Mapping[str, np.ndarray], config: Any) -> set[str]:
+    """The same for one block, in place.
+
+    Args:
+        block: of any architecture.
+        factors: c > 0 (channels,) by feeder path inside the block.
+        config: the model's.
+
+    Returns:
+        the paths inside the block whose arrays are new.
+    """
+    rows: dict[str, np.ndarray] = {}  # what divides the output rows of a part
+    columns: dict[str, np.ndarray] = {}  # what multiplies its input columns
+    for feed in block.FEEDS:
+        c = factors.get(feed.feeder)
+        if c is not None:
+            rows[feed.feeder] = np.asarray(c, np.float64)
+            columns |= dict.fromkeys(feed.consumers, input_channels(feed, c, config))
+    for path in rows.keys() | columns.keys():
+        _rescale(get(block, path), rows.get(path), columns.get(path))
+    return {*rows, *columns}
+
+
+def input_channels(feed: Feed, c: np.ndarray, config: Any) -> np.ndarray:
     """A feeder's factor in the order of its consumers' columns: (kv_heads · d,) -> (heads · d,)
     for v -> o.
     """

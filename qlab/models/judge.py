@@ -3,25 +3,31 @@
     error = ‖W − Ŵ‖ / ‖W‖,   loss = √(E‖(W − Ŵ)x‖² / E‖W x‖²)
 
 The loss is taken on the inputs the method saw and on held-out ones: only the second cannot be had
-by fitting the text.
+by fitting the text. Where input channels were scaled first, RTN's is that of the unscaled layer.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from qlab.methods import METHODS
-from qlab.models.plan import method_name
-from qlab.models.report import LayerReport
+from qlab.methods.method import facts_of
+from qlab.models.plan import Task, method_name, taken
+from qlab.models.report import WORSE, LayerReport
 from qlab.models.transformer import Linear, as_array
 from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize
 from qlab.specs import name_of
 from qlab.stats import Stats, output_error
+
+# A clipping threshold is judged on a linear's own output, and attention multiplies q by k: AWQ's
+# program leaves both as they are.
+UNCLIPPED = ("q_proj", "k_proj")
 
 
 class Seen(NamedTuple):
@@ -32,23 +38,34 @@ class Seen(NamedTuple):
 
 
 def quantize_layer(
-    path: str, layer: Linear, run: Callable, spec: Spec, seen: Seen, hyper: Mapping[str, Any]
+    path: str, layer: Linear, task: Task, seen: Seen, folded: Any = None
 ) -> tuple[QTensor, LayerReport]:
     """Runs a method on one linear.
 
+    Args:
+        path: of the layer.
+        layer: its weights, scaled already where it is folded.
+        task: what it gets.
+        seen: the Stats of what it reads now.
+        folded: how its input channels were scaled (`fold.Folded`), or None.
+
     Raises:
-        ValueError: the method's own, with the path before it; or it returned no QTensor.
+        ValueError: the method's own, with the path before it; or what it returned is no QTensor,
+            of another shape, or holds NaN or Inf.
     """
-    w = as_array(layer.weight)
+    w, step = as_array(layer.weight), facts_of(task.run)
+    hyper = dict(task.hyper)
+    fold = getattr(task.run, "fold", None)
+    if fold is not None and (folded is not None or fold.feeders == "norms"):
+        step, hyper = fold.finish, taken(fold.finish, hyper)
+        if path.endswith(UNCLIPPED) and "clip" in inspect.signature(step).parameters:
+            hyper["clip"] = False
     start = time.perf_counter()
     try:
-        q, facts = _with_facts(run)(w, seen.calibration, spec, **hyper)
+        q, facts = step(w, seen.calibration, task.spec, **hyper)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not isinstance(q, QTensor):
-        raise ValueError(
-            f"method {method_name(run)!r} returned {type(q).__name__}, not a QTensor ({path})"
-        )
+    _check_result(path, task, q, w)
     jax.block_until_ready(q)
     seconds = time.perf_counter() - start
     found = {key: float(value) for key, value in _measure(w, q).items()}
@@ -60,44 +77,86 @@ def quantize_layer(
         error=found["error"],
         max_error=found["max_error"],
         clipped=found["clipped"],
-        **_losses(w, q, run, spec, seen),
+        **_losses(w, q, task, seen, folded),
         **_of_inputs(seen, facts),
         scale=_scale_range(q),
         seconds=seconds,
-        notes=_notes(found, facts, q.spec, spec),
+        notes=(*_notes(found, facts, q.spec, task.spec), *_scaled(w, q, task, seen, folded)),
     )
 
 
-def _with_facts(run: Callable) -> Callable[..., tuple[QTensor, dict[str, Any]]]:
-    """The method with its facts; a plain function has none."""
-    plain = lambda *args, **hyper: (run(*args, **hyper), {})  # noqa: E731
-    return getattr(run, "with_facts", plain)
+def _check_result(path: str, task: Task, q: Any, w: jax.Array) -> None:
+    who = f"method {method_name(task.run)!r} returned"
+    if not isinstance(q, QTensor):
+        raise ValueError(f"{who} {type(q).__name__}, not a QTensor ({path})")
+    if q.shape != w.shape:
+        raise ValueError(f"{who} a QTensor of shape {q.shape} for weights {w.shape} ({path})")
+    wrong = int(jnp.sum(~jnp.isfinite(dequantize(q))))
+    if wrong:
+        raise ValueError(f"{who} {wrong} weights that are NaN or Inf ({path})")
 
 
 def _losses(
-    w: jax.Array, q: QTensor, run: Callable, spec: Spec, seen: Seen
+    w: jax.Array, q: QTensor, task: Task, seen: Seen, folded: Any
 ) -> dict[str, float | None]:
-    """Both losses, the method's and RTN's."""
+    """Both losses, the method's and RTN's of the layer before its channels were scaled."""
     if seen.calibration is None:
         return {}
     rtn = METHODS["rtn"]
     w_hat = dequantize(q)
-    rounded = w_hat if run is rtn else dequantize(rtn(w, None, spec))
+    plain, plainly = _unscaled(w, seen, folded)
+    same = task.run is rtn and folded is None
+    rounded = w_hat if same else dequantize(rtn(plain, None, task.spec))
 
-    def both(stats: Stats | None) -> tuple[float | None, float | None]:
-        if stats is None:
+    def both(stats: Stats | None, before: Stats | None) -> tuple[float | None, float | None]:
+        if stats is None or before is None:
             return None, None
         mine = float(_loss(w, w_hat, stats))
-        return mine, mine if run is rtn else float(_loss(w, rounded, stats))
+        return mine, mine if same else float(_loss(plain, rounded, before))
 
-    loss, rtn_loss = both(seen.calibration)
-    held_out, held_out_rtn = both(seen.held_out)
+    loss, rtn_loss = both(seen.calibration, plainly.calibration)
+    held_out, held_out_rtn = both(seen.held_out, plainly.held_out)
     return {
         "loss": loss,
         "rtn_loss": rtn_loss,
         "held_out_loss": held_out,
         "held_out_rtn_loss": held_out_rtn,
     }
+
+
+def _unscaled(w: jax.Array, seen: Seen, folded: Any) -> tuple[jax.Array, Seen]:
+    """Weights and Stats before the columns were multiplied and the inputs divided."""
+    if folded is None:
+        return w, seen
+    return w / folded.scale, rescaled(seen, 1 / folded.scale)
+
+
+def rescaled(seen: Seen, c: jax.Array) -> Seen:
+    """Stats of x / c, of both texts."""
+    return Seen(*(None if stats is None else stats.divided(c) for stats in seen))
+
+
+def _scaled(w: jax.Array, q: QTensor, task: Task, seen: Seen, folded: Any) -> list[str]:
+    """What the report says of scaled channels; with a quantizer other than RTN, also whether that
+    alone would have done better.
+    """
+    if folded is None:
+        return []
+    notes = [f"input channels scaled at {folded.ratio:.2f}, folded into {folded.feeder}"]
+    inner = task.hyper.get("quantizer")
+    if inner is None or inner is METHODS["rtn"] or getattr(task.run, "fold", None) is None:
+        return notes
+    plain, plainly = _unscaled(w, seen, folded)
+    judged, before = seen.held_out or seen.calibration, plainly.held_out or plainly.calibration
+    if judged is None or before is None:
+        return notes
+    alone = float(_loss(plain, dequantize(inner(plain, plainly.calibration, task.spec)), before))
+    mine = float(_loss(w, dequantize(q), judged))
+    if mine > alone * WORSE:
+        text = "held-out text" if seen.held_out else "the calibration text"
+        who = f"{method_name(inner)} without scaling"
+        notes.append(f"worse than {who} on {text}: {mine:.4g}, not {alone:.4g}")
+    return notes
 
 
 _loss = jax.jit(output_error)

@@ -26,8 +26,8 @@ from qlab.cache import cache_dir
 from qlab.io import gguf, safetensors
 from qlab.models import architectures, channels, hub, tokenizer
 from qlab.models.report import Report
-from qlab.models.surgery import dense
-from qlab.models.transformer import Config, Label, Transformer
+from qlab.models.surgery import dense, map_linears
+from qlab.models.transformer import Config, Label, Linear, Transformer
 from qlab.suggest import near
 
 NAMES = ("tiny", "smollm2-135m")
@@ -194,7 +194,12 @@ def _artifact(folder: Path) -> Transformer:
             f"{near(str(kind), architectures.CONFIGS)}"
         )
     config = architectures.CONFIGS[kind](**facts["config"])
-    return architectures.assemble(config, tensors, label)
+    acts = {
+        path: safetensors.act_from_json(entry, tensors.pop(f"{path}.act.ranges", None))
+        for path, entry in facts.get("acts", {}).items()
+    }
+    model = architectures.assemble(config, tensors, label)
+    return map_linears(model, lambda path, x: Linear(x.weight, x.bias, acts.get(path)))
 
 
 def smollm2_file() -> Path:

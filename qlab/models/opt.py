@@ -109,10 +109,10 @@ class Block(nnx.Module):
     )
     # v -> out: attention averages over time. fc1 -> fc2: relu(x / c) = relu(x) / c for c > 0.
     FEEDS = (
-        Feed("self_attn_layer_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        Feed("self_attn.v_proj", ("self_attn.out_proj",)),
-        Feed("final_layer_norm", ("fc1",)),
-        Feed("fc1", ("fc2",)),
+        Feed("self_attn_layer_norm", STAGES[0], "self_attn"),
+        Feed("self_attn.v_proj", STAGES[1], "self_attn.out_proj"),
+        Feed("final_layer_norm", STAGES[2], "fc1"),
+        Feed("fc1", STAGES[3], "fc2"),
     )
 
     def __init__(

@@ -1,6 +1,8 @@
-"""Who gets what: the method, and the Spec of every linear, all checked before any work is done.
+"""Who gets what: the method, the Spec and the quantization of inputs of every linear, all checked
+before any work is done.
 
-A Spec is given for all, by glob, or by a function of the path: mixed precision is data, not code.
+Each is given for all or by glob, a Spec also by a function of the path: mixed precision is data,
+not code.
 """
 
 from __future__ import annotations
@@ -8,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
+from qlab import activations
+from qlab.activations import Act
 from qlab.methods import METHODS
 from qlab.models.transformer import Linear, Transformer
 from qlab.qtensor import QTensor, Spec
@@ -18,7 +22,23 @@ from qlab.specs import find, name_of
 from qlab.suggest import near
 
 Rule = Spec | str | Mapping[str, Spec | str | None] | Callable[[str], Spec | str | None]
-Plan = dict[str, Spec | None]  # path -> Spec; None stays float
+Run = Callable[..., QTensor]
+Methods = str | Run | Mapping[str, str | Run | None]
+PROPAGATE = ("none", "float", "quantized")
+
+
+class Task(NamedTuple):
+    """What one linear gets: a method with its settings, a Spec, and how its inputs are
+    quantized.
+    """
+
+    run: Run
+    hyper: Mapping[str, Any]
+    spec: Spec
+    act: Act | None = None
+
+
+Plan = dict[str, Task | None]  # path -> Task; None stays as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +46,42 @@ class Job:
     """What is done, to which model."""
 
     model: Transformer
-    run: Callable[..., QTensor]
     plan: Plan
     hyper: Mapping[str, Any]
+    objective: str = "linear"
 
     @property
-    def layers(self) -> int:
-        """How many linears are quantized."""
-        return sum(spec is not None for spec in self.plan.values())
+    def tasks(self) -> list[Task]:
+        """Those there are, in forward order."""
+        return [task for task in self.plan.values() if task is not None]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The methods, each once."""
+        return list(dict.fromkeys(task.run for task in self.tasks))
+
+    @property
+    def method(self) -> str:
+        """What a report calls it: "awq", "awq + gptq" with a quantizer, "awq, gptq" for two."""
+        inner = self.hyper.get("quantizer")
+        names = ", ".join(method_name(run) for run in self.runs)
+        return names if inner is None else f"{names} + {method_name(inner)}"
+
+    @property
+    def propagate(self) -> str | None:
+        """The most that any of its methods wants to be calibrated on; None: none of them says."""
+        inner = self.hyper.get("quantizer")
+        wishes = [getattr(run, "propagate", None) for run in (*self.runs, inner)]
+        return max((w for w in wishes if w), key=PROPAGATE.index, default=None)
 
     @property
     def blocks(self) -> int:
         """How many blocks there are up to the last with something to do."""
-        todo = [int(path.split(".")[1]) for path, spec in self.plan.items() if spec is not None]
+        todo = [int(path.split(".")[1]) for path, task in self.plan.items() if task is not None]
         return max(todo, default=-1) + 1
 
 
-def find_method(method: str | Callable[..., QTensor]) -> Callable[..., QTensor]:
+def find_method(method: str | Run) -> Run:
     """A method from itself or its name in METHODS."""
     if callable(method):
         return method
@@ -56,16 +95,30 @@ def method_name(run: Callable) -> str:
     return getattr(run, "__name__", type(run).__name__)
 
 
-def check_hyper(run: Callable, hyper: Mapping[str, Any]) -> None:
-    """Raises ValueError for a hyper-parameter that the method does not have."""
-    taken = inspect.signature(run).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        return
-    known = list(taken)[3:]  # after w, stats, spec
+def taken(run: Callable, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that a method, or a step of one, has."""
+    kinds = {p.kind for p in inspect.signature(run).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return dict(hyper)
+    return {name: value for name, value in hyper.items() if name in settings(run)}
+
+
+def settings(run: Callable) -> list[str]:
+    """What a method takes after weights, Stats and Spec."""
+    return list(inspect.signature(run).parameters)[3:]
+
+
+def check_hyper(runs: Iterable[Run], hyper: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that none of the methods has."""
+    runs = list(runs)
     for name in hyper:
-        if name not in known:
+        if runs and not any(name in taken(run, hyper) for run in runs):
+            known = dict.fromkeys(
+                n for r in runs for n in list(inspect.signature(r).parameters)[3:]
+            )
             hint = near(name, known) if known else "it has no settings"
-            raise ValueError(f"method {method_name(run)!r} takes no {name!r}: {hint}")
+            who = " and ".join(repr(method_name(run)) for run in runs)
+            raise ValueError(f"method {who} takes no {name!r}: {hint}")
 
 
 def as_spec(spec: Spec | str | None) -> Spec | None:
@@ -78,37 +131,54 @@ def as_spec(spec: Spec | str | None) -> Spec | None:
 
 
 def make_plan(
-    layers: Mapping[str, Linear], run: Callable, rule: Rule, skip: tuple[str, ...]
+    layers: Mapping[str, Linear],
+    methods: Methods,
+    rule: Rule,
+    skip: str | Iterable[str] = (),
+    act: Any = None,
+    hyper: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The Spec of every path.
+    """The Task of every path.
 
     Raises:
-        ValueError: a glob that matches nothing, an unknown Spec, or one that does not fit a layer
-            or the method.
+        ValueError: a glob that matches nothing, an unknown name or setting, a Spec that does not
+            fit a layer or its method, or nothing to quantize at all.
     """
-    globs = skip + (tuple(rule) if isinstance(rule, Mapping) else ())
-    for glob in globs:
-        if not fnmatch.filter(layers, glob):
-            raise ValueError(f"no linear matches {glob!r}: {near(glob, layers)}"[:300])
+    skip, hyper = (skip,) if isinstance(skip, str) else tuple(skip), hyper or {}
+    for given in (skip, methods, rule, act):
+        _check_globs(layers, given)
     plan: Plan = {}
     for path, layer in layers.items():
-        skipped = any(fnmatch.fnmatchcase(path, glob) for glob in skip)
-        spec = None if skipped else _choose(rule, path)
-        if spec is not None:
-            _check_fit(path, layer, run, spec)
-        plan[path] = spec
+        run = _choose(methods, path)
+        spec = as_spec(rule(path) if callable(rule) else _choose(rule, path))
+        if run is None or spec is None or any(fnmatch.fnmatchcase(path, glob) for glob in skip):
+            plan[path] = None
+            continue
+        run, how = find_method(run), _choose(act, path)
+        _check_fit(path, layer, run, spec)
+        plan[path] = Task(
+            run, taken(run, hyper), spec, None if how is None else activations.find(how)
+        )
+    if layers and not any(plan.values()):
+        raise ValueError(f"nothing is quantized: all {len(plan)} linears are skipped or left float")
+    check_hyper(dict.fromkeys(task.run for task in plan.values() if task), hyper)
     return plan
 
 
-def _choose(rule: Rule, path: str) -> Spec | None:
-    if isinstance(rule, Mapping):
-        return next((as_spec(s) for g, s in rule.items() if fnmatch.fnmatchcase(path, g)), None)
-    if callable(rule):
-        return as_spec(rule(path))
-    return as_spec(rule)
+def _check_globs(layers: Mapping[str, Linear], given: Any) -> None:
+    for glob in given if isinstance(given, Mapping | tuple) else ():
+        if not fnmatch.filter(layers, glob):
+            raise ValueError(f"no linear matches {glob!r}: {near(glob, layers)}"[:300])
 
 
-def _check_fit(path: str, layer: Linear, run: Callable, spec: Spec) -> None:
+def _choose(given: Any, path: str) -> Any:
+    """What is given for a path: by the first glob that matches, or for all."""
+    if not isinstance(given, Mapping):
+        return given
+    return next((one for glob, one in given.items() if fnmatch.fnmatchcase(path, glob)), None)
+
+
+def _check_fit(path: str, layer: Linear, run: Run, spec: Spec) -> None:
     width = layer.weight.shape[-1]
     if isinstance(spec.block, int) and width % spec.block:
         kind = path.rpartition(".")[2]

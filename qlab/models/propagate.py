@@ -67,6 +67,11 @@ class States:
         for i, (_, mask) in enumerate(self.kinds[kind].pieces(self.rows)):
             yield i, jnp.asarray(np.load(self._at(block) / f"{kind}.{i}.npy")), jnp.asarray(mask)
 
+    def sample(self, block: int) -> tuple[jax.Array, jax.Array]:
+        """States and mask of the first piece, of 2,048 tokens or a little less."""
+        _, x, mask = next(self.read(block, "calibration"))
+        return x, mask
+
     def write(self, block: int, kind: str, piece: int, x: jax.Array | None) -> None:
         """Keeps one piece of what `block` reads; it counts once `complete` is called."""
         folder = self._part(block)
@@ -96,7 +101,13 @@ class States:
 
 
 class Source(Protocol):
-    """Where the inputs of a block's stages come from."""
+    """Where the inputs of a block's stages come from.
+
+    Attributes:
+        live: whether `seen` runs the block as it is now, or knows what the float block read.
+    """
+
+    live: bool
 
     def enter(self, index: int, block: Any) -> None:
         """Before a block's first stage; `block` is dense and nothing in it is quantized yet."""
@@ -112,9 +123,15 @@ class Source(Protocol):
         """After a block's last stage, unless it is the last block."""
         ...
 
+    def sample(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """Some of what a block reads, (sequences, time, hidden), and its mask."""
+        ...
+
 
 class Given:
     """Stats that somebody else took, or none at all."""
+
+    live = False
 
     def __init__(self, stats: Mapping[str, Stats]):
         self.stats = stats
@@ -129,9 +146,15 @@ class Given:
     def leave(self, index: int, block: Any) -> None:
         """Nothing to do."""
 
+    def sample(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """There is none."""
+        raise ValueError("objective='block' runs the blocks on text: give batches=, not stats=")
+
 
 class Float:
     """Every stage reads what the float model puts out: one pass through a block serves them all."""
+
+    live = False
 
     def __init__(self, states: States):
         self.states = states
@@ -155,9 +178,15 @@ class Float:
     def leave(self, index: int, block: Any) -> None:
         """Done on entering."""
 
+    def sample(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """The first sequences."""
+        return self.states.sample(index)
+
 
 class Quantized:
     """Each stage reads what the quantized stages and blocks before it put out."""
+
+    live = True
 
     def __init__(self, states: States):
         self.states = states
@@ -182,6 +211,10 @@ class Quantized:
                 y, _ = through(block, x, mask, {})
                 self.states.write(index + 1, kind, i, y)
         self.states.complete(index + 1)
+
+    def sample(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """The first sequences."""
+        return self.states.sample(index)
 
 
 def _shared(index: int, stage: Stage, found: Mapping[str, Stats]) -> dict[str, Seen]:

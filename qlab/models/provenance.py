@@ -22,15 +22,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qlab.io.safetensors import spec_to_json
+from qlab.activations import name_of as act_name
+from qlab.io.safetensors import act_to_json, spec_to_json
 from qlab.methods import METHODS
 from qlab.models.calibrate import Batches
-from qlab.models.plan import Job, method_name
+from qlab.models.plan import Job, Task, method_name
 from qlab.specs import name_of
 from qlab.stats import Stats
 
 # Modules whose numbers a run depends on, beside all methods and models.
-ARITHMETIC = ("arithmetic", "formats", "rules", "qtensor", "ranges", "specs", "stats")
+ARITHMETIC = (
+    *("arithmetic", "formats", "rules", "qtensor", "ranges", "specs", "stats"),
+    *("activations", "observers"),
+)
 
 
 def weights_hash(model: Any) -> str:
@@ -238,15 +242,20 @@ def provenance_of(
 ) -> dict[str, Any]:
     """What the result is made of, as JSON values."""
     model = job.model
-    specs = dict.fromkeys(name_of(spec) for spec in job.plan.values() if spec is not None)
+    specs = dict.fromkeys(name_of(task.spec) for task in job.tasks)
+    acts = dict.fromkeys(act_name(task.act) for task in job.tasks if task.act is not None)
     found = {
         "model": dict(model.label.provenance, name=model.name, weights=weights_hash(model)),
-        "method": method_name(job.run),
+        "method": job.method,
         "spec": list(specs),
         "hyper": said(job.hyper),
         "propagate": mode,
         "versions": versions(),
     }
+    if acts:
+        found["act"] = list(acts)
+    if job.objective != "linear":
+        found["objective"] = job.objective
     if stats is not None:
         found["stats"] = weights_hash(dict(stats))
     if kinds:
@@ -264,11 +273,19 @@ def provenance_of(
 
 def facts(job: Job, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides the result, one short value for each reason why a folder may not fit."""
-    plan = {p: None if s is None else spec_to_json(s) for p, s in job.plan.items()}
+    plan = {path: None if task is None else _task(task) for path, task in job.plan.items()}
     return {
         **provenance,
         "plan": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
-        "code": code_hash(job.run),
+        "code": [code_hash(run) for run in job.runs],
         "settings": _told_apart(dict(job.hyper), "a setting"),
         "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
     }
+
+
+def _task(task: Task) -> list[Any]:
+    """A linear's task as JSON values; its settings are told apart elsewhere."""
+    act = None if task.act is None else act_to_json(task.act)
+    if task.act is not None and task.act.ranges is not None:
+        act = [act, weights_hash(task.act.ranges)]
+    return [method_name(task.run), spec_to_json(task.spec), act]

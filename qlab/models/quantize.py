@@ -1,10 +1,10 @@
 """`quantize_model`: a method on every linear layer, block by block, and a report of what happened.
 
-    plan       which Spec each linear gets          propagate  which inputs it is calibrated on
+    plan       what each linear gets                propagate  which inputs it is calibrated on
     judge      one layer: run, measure, compare     resume     a killed run goes on where it was
+    fold       channels scaled before, the inverse folded into what feeds them
 
-A new model comes out; the old one is untouched. Embedding and head stay float here. Not here yet:
-quantized activations.
+A new model comes out; the old one is untouched. Embedding and head stay float here.
 """
 
 from __future__ import annotations
@@ -12,47 +12,52 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm.auto import tqdm
 
+from qlab.activations import integer
+from qlab.activations import name_of as act_name
 from qlab.models.calibrate import Batches, as_batches
-from qlab.models.judge import quantize_layer
-from qlab.models.plan import Job, Rule, check_hyper, find_method, make_plan, method_name
+from qlab.models.fold import Folded, check_objective, fold_block
+from qlab.models.judge import Seen, quantize_layer, rescaled
+from qlab.models.plan import PROPAGATE, Job, Methods, Rule, Task, find_method, make_plan
 from qlab.models.propagate import Float, Given, Quantized, Source, States, dense_block
 from qlab.models.provenance import facts, provenance_of
 from qlab.models.report import LayerReport, Report
 from qlab.models.resume import Finished, Folder
 from qlab.models.surgery import get, linears, map_linears, put
 from qlab.models.transformer import Label, Linear, Transformer
+from qlab.observers import static
 from qlab.qtensor import QTensor, dequantize
 from qlab.stats import Stats
 from qlab.suggest import near
 
-PROPAGATE = ("none", "float", "quantized")
-
 
 def quantize_model(
     model: Transformer,
-    method: str | Callable[..., QTensor],
+    method: Methods,
     spec_or_rule: Rule,
     batches: Any = None,
     stats: Mapping[str, Stats] | None = None,
     act: Any = None,
-    skip: Iterable[str] = (),
+    skip: str | Iterable[str] = (),
     propagate: str | None = None,
     cache: str | os.PathLike | None = None,
     progress: bool = True,
     held_out: float = 0.125,
+    objective: str = "linear",
     **hyper: Any,
 ) -> Transformer:
     """A new model whose linears are QTensors.
 
     Args:
         model: any Transformer; weights that are QTensors already are dequantized first.
-        method: a name in METHODS, or a function (w, stats, spec, **hyper) -> QTensor.
+        method: a name in METHODS, or a function (w, stats, spec, **hyper) -> QTensor; or {glob:
+            such a one}, the first glob that matches a path decides, and no match leaves it float.
         spec_or_rule: a Spec or a name in SPECS for every linear; or {glob: Spec, name or None}, the
             first glob that matches a path decides; or a function path -> Spec, name or None. None,
             or no match, leaves a linear float.
@@ -60,8 +65,10 @@ def quantize_model(
             what `calibration_batches` returns; (sequences, time) token ids, lists of ids of any
             lengths, or {"input_ids", "attention_mask"}, padded on the right.
         stats: {path: Stats} from `calibrate`, in place of batches.
-        act: quantization of activations; not in this version.
-        skip: globs of paths that stay float, such as "layers.0.*" or "*.down_proj".
+        act: how the inputs of the quantized linears are quantized when the model runs: a name in
+            `activations.ACTS` such as "int8_token", a Spec, an Act, or {glob: such a one}. Static
+            ranges are found on the calibration text. None: inputs stay float.
+        skip: a glob, or several, of paths that stay float, such as "layers.0.*" or "*.down_proj".
         propagate: "quantized": each stage of a block ([q, k, v] → [o] → [gate, up] → [down]) is
             calibrated on what the quantized layers before it put out; "float": on the float
             model's inputs; "none": not at all, or "float" if there are batches. None: the method's
@@ -71,7 +78,11 @@ def quantize_model(
         progress: show a bar with the layer, its loss and RTN's, and the time left.
         held_out: share of the sequences (the last ones) that no method sees, on which the report
             judges each layer; at least one of eight or more; 0: none.
-        hyper: passed to the method.
+        objective: on what methods that scale channels (AWQ) search: "linear", the linears' own
+            outputs, known from H; "block", the real output of the attention or MLP around them on
+            the first 2,048 tokens, as AWQ's program does, which runs it once for each candidate.
+        hyper: settings of the method, or of those methods that have them. `quantizer` may be a
+            name in METHODS.
 
     Returns:
         a Transformer; `.report` says what happened layer by layer, `.label.provenance` how to do
@@ -82,20 +93,18 @@ def quantize_model(
             that cannot fill a Spec or is given no text it needs, a block that does not divide a
             layer, a folder that holds another run, or weights or inputs with NaN or Inf: the
             sentence names the layer.
-        NotImplementedError: `act`.
 
     Example:
         >>> model = qlab.load("tiny")   # doctest: +SKIP
         >>> q = quantize_model(model, "gptq", "int4_g64", "english")   # doctest: +SKIP
         >>> print(q.report)                                            # doctest: +SKIP
     """
-    if act is not None:
-        raise NotImplementedError("act= is not acted on by this version; leave it out")
-    run = find_method(method)
-    check_hyper(run, hyper)
-    layers = linears(model)
-    job = Job(model, run, make_plan(layers, run, spec_or_rule, tuple(skip)), hyper)
-    mode = _mode(run, propagate, batches, stats)
+    if isinstance(hyper.get("quantizer"), str):
+        hyper["quantizer"] = find_method(hyper["quantizer"])
+    plan = make_plan(linears(model), method, spec_or_rule, skip, act, hyper)
+    job = Job(model, plan, hyper, objective)
+    check_objective(job)
+    mode = _mode(job, propagate, batches, stats)
     kinds: dict[str, Batches] = {}
     if batches is not None:
         kept, held = as_batches(model, batches).split(held_out)
@@ -105,19 +114,39 @@ def quantize_model(
     with _workplace(job, cache, provenance) as (folder, place):
         states = States(place, kinds) if kinds else None
         done = _run_blocks(job, _source(mode, states, stats), states, folder, progress)
-    new = map_linears(
-        model, lambda path, x: Linear(done[0][path], x.bias) if path in done[0] else x
-    )
+    new = _assembled(job, done[0])
     new.label = _label(job, spec_or_rule, done[1], provenance, _origin(job, mode, kinds))
+    return new
+
+
+def _assembled(job: Job, found: Mapping[str, Any]) -> Transformer:
+    """The model with its new parts: QTensors of linears, ranges of their inputs, arrays of what
+    was scaled.
+    """
+
+    def change(path: str, layer: Linear) -> Linear:
+        task = job.plan[path]
+        if task is None:
+            return Linear(layer.weight, layer.bias, layer.act)  # its own: arrays may be put there
+        act, ranges = task.act, found.get(f"{path}.act.ranges")
+        if act is not None and ranges is not None:
+            act = act.with_ranges(ranges)
+        return Linear(found[path], layer.bias, act)
+
+    new = map_linears(job.model, change)
+    for path, value in found.items():
+        if not isinstance(value, QTensor):
+            _, index, inside = path.split(".", 2)
+            put(new.layers[int(index)], inside, value)
     return new
 
 
 # ---- what it is calibrated on --------------------------------------------------------------------
 
 
-def _mode(run: Callable, propagate: str | None, batches: Any, stats: Any) -> str:
+def _mode(job: Job, propagate: str | None, batches: Any, stats: Any) -> str:
     """What layers will read: "none", "given", "float" or "quantized", as far as there is text."""
-    own = getattr(run, "propagate", None)
+    own = job.propagate
     if propagate is not None and propagate not in PROPAGATE:
         raise ValueError(f"propagate={propagate!r} is unknown: {near(propagate, PROPAGATE)}")
     if batches is not None and stats is not None:
@@ -133,12 +162,19 @@ def _mode(run: Callable, propagate: str | None, batches: Any, stats: Any) -> str
         needed = propagate if propagate in ("float", "quantized") else own
         if needed in ("float", "quantized"):
             raise ValueError(
-                f"method {method_name(run)!r} with propagate={needed!r} needs calibration text: "
+                f"method {job.method!r} with propagate={needed!r} needs calibration text: "
                 "batches='english', your own {name: text} or token ids, or stats=qlab.calibrate(…)"
             )
+        if any(_static(task) for task in job.tasks):
+            raise ValueError("static ranges of inputs are found on text: give batches= or stats=")
         return "none"
     chosen = propagate or own or "float"
     return "float" if chosen == "none" else chosen
+
+
+def _static(task: Task) -> bool:
+    """Whether the ranges of a task's inputs have yet to be found."""
+    return task.act is not None and task.act.static and task.act.ranges is None
 
 
 def _check_stats(job: Job, stats: Mapping[str, Stats] | None) -> None:
@@ -150,12 +186,16 @@ def _check_stats(job: Job, stats: Mapping[str, Stats] | None) -> None:
             raise ValueError(
                 f"stats= has {path!r}, no linear of this model: {near(path, job.plan)}"
             )
-    if getattr(job.run, "propagate", "none") == "none":
-        return
-    missing = [p for p, spec in job.plan.items() if spec is not None and p not in stats]
+    missing = [
+        path
+        for path, task in job.plan.items()
+        if task is not None
+        and (getattr(task.run, "propagate", "none") != "none" or _static(task))
+        and path not in stats
+    ]
     if missing:
         raise ValueError(
-            f"method {method_name(job.run)!r} needs Stats of every linear it quantizes: stats= "
+            f"method {job.method!r} needs Stats of every linear it quantizes: stats= "
             f"lacks {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
 
@@ -170,10 +210,10 @@ def _origin(job: Job, mode: str, kinds: Mapping[str, Batches]) -> tuple[str, ...
     """The report's lines on what the layers were calibrated on."""
     if mode == "given":
         notes = ("calibrated on the Stats given",)
-        if getattr(job.run, "propagate", None) == "quantized":
+        if job.propagate == "quantized":
             return (
                 *notes,
-                f"{method_name(job.run)} by default calibrates each layer on what the quantized "
+                f"{job.method} by default calibrates each layer on what the quantized "
                 "layers before it put out; Stats cannot follow that, batches= can",
             )
         return notes
@@ -216,7 +256,7 @@ def _run_blocks(
         _gather(done, folder.load(i) if folder else done)
     if states and start < job.blocks:
         states.begin(job.model, start)
-    bar = tqdm(total=job.layers, initial=len(done[1]), disable=not progress, leave=False)
+    bar = tqdm(total=len(job.tasks), initial=len(done[1]), disable=not progress, leave=False)
     with bar:
         for i in range(start, job.blocks):
             block = dense_block(job.model.layers[i])
@@ -242,18 +282,42 @@ def _run_block(job: Job, index: int, block: Any, source: Source, bar: tqdm) -> F
     """Quantizes the linears of one dense block, which holds the rounded weights in the end."""
     done: Finished = ({}, [])
     source.enter(index, block)
+    folded = fold_block(job, index, block, source)
+    _gather(done, (_scaled_parts(job, index, block, folded), []))
     for stage in block.STAGES:
-        todo = {p: spec for p in stage if (spec := job.plan[f"layers.{index}.{p}"]) is not None}
+        todo = {p: task for p in stage if (task := job.plan[f"layers.{index}.{p}"]) is not None}
         seen = source.seen(index, block, stage) if todo else {}
-        for path, spec in todo.items():
-            full, layer = f"layers.{index}.{path}", get(block, path)
-            bar.set_description(f"{method_name(job.run)} {full}", refresh=False)
-            q, row = quantize_layer(full, layer, job.run, spec, seen[path], job.hyper)
+        for path, task in todo.items():
+            full, layer, how = f"layers.{index}.{path}", get(block, path), folded.get(path)
+            bar.set_description(f"{job.method} {full}", refresh=False)
+            mine = seen[path] if how is None or source.live else rescaled(seen[path], how.scale)
+            q, row = quantize_layer(full, layer, task, mine, how)
             put(block, path, Linear(dequantize(q), layer.bias))
-            _gather(done, ({full: q}, [row]))
+            _gather(done, ({full: q, **_input_ranges(full, task, mine)}, [row]))
             bar.set_postfix_str(_brief(row), refresh=False)
             bar.update()
     return done
+
+
+def _scaled_parts(
+    job: Job, index: int, block: Any, folded: Mapping[str, Folded]
+) -> dict[str, jax.Array]:
+    """The new arrays of norms, biases and float linears of a block whose channels were scaled."""
+    found = {}
+    for path in {*folded, *(how.feeder for how in folded.values())}:
+        full, part = f"layers.{index}.{path}", get(block, path)
+        if job.plan.get(full) is None:
+            found[f"{full}.weight"] = part.weight
+        if getattr(part, "bias", None) is not None:
+            found[f"{full}.bias"] = part.bias
+    return dict(sorted(found.items()))
+
+
+def _input_ranges(path: str, task: Task, seen: Seen) -> dict[str, QTensor]:
+    """The static ranges of a linear's inputs, if it has any."""
+    if task.act is None or not _static(task) or seen.calibration is None:
+        return {}
+    return {f"{path}.act.ranges": static(seen.calibration, task.act.spec)}
 
 
 def _brief(row: LayerReport) -> str:
@@ -276,14 +340,34 @@ def _label(
     spec = specs[0] if len(specs) == 1 else f"{len(specs)} specs"
     if isinstance(rule, str):
         spec = rule
-    model, method = job.model, method_name(job.run)
+    model, layers = job.model, linears(job.model)
+    left = [path for path, task in job.plan.items() if task is None]
+    before = [path for path in left if isinstance(layers[path].weight, QTensor)]
+    if before:
+        notes = (*notes, f"{len(before)} linears keep the codes they came with: {before[0]} …")
     report = Report(
         model=model.name,
-        method=method,
+        method=job.method,
         spec=spec,
         layers=tuple(rows),
-        float_layers=tuple(path for path, s in job.plan.items() if s is None),
-        notes=(*notes, "embedding and head are not quantized", *model.notes),
+        float_layers=tuple(path for path in left if path not in before),
+        notes=(
+            *notes,
+            *_inputs_said(job),
+            "embedding and head are not quantized",
+            *model.notes,
+        ),
     )
-    name = " ".join(filter(None, (model.name, method, spec)))
+    name = " ".join(filter(None, (model.name, job.method, spec)))
     return Label(name, model.tokenizer, report, model.notes, provenance)
+
+
+def _inputs_said(job: Job) -> list[str]:
+    """How inputs are quantized and multiplied, one line a way."""
+    found: dict[str, int] = {}
+    for task in job.tasks:
+        if task.act is not None:
+            how = "products of integers" if integer(task.spec, task.act) else "float products"
+            line = f"inputs {act_name(task.act)}, {how}; the losses are those of the weights alone"
+            found[line] = found.get(line, 0) + 1
+    return [f"{count} linears: {line}" for line, count in found.items()]

@@ -70,8 +70,15 @@ def dense(model: Transformer) -> Transformer:
     """The same function with every QTensor dequantized to float32.
 
     All quantized variants of a model become one structure and so share one compiled program.
+    Linears whose inputs are quantized too keep their codes: they multiply integers.
     """
-    model = map_linears(model, lambda _, layer: Linear(_dequantize(layer.weight), layer.bias))
+
+    def floats(_: str, layer: Linear) -> Linear:
+        if layer.act is not None:
+            return layer
+        return Linear(_dequantize(layer.weight), layer.bias)
+
+    model = map_linears(model, floats)
     model.embed_tokens.weight = _dequantize(model.embed_tokens.weight)
     if model.lm_head is not None:
         model.lm_head.weight = _dequantize(model.lm_head.weight)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qlab.activations import Act, act_matmul
 from qlab.qtensor import QTensor, dequantize
 
 # Products of float32 stay float32 on every device; a GPU or TPU would otherwise round the operands
@@ -72,14 +73,26 @@ def as_array(weight: jax.Array | QTensor) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """y = x Wᵀ + b with W (out, in): the one place where a weight is transposed."""
+    """y = x Wᵀ + b with W (out, in): the one place where a weight is transposed.
 
-    def __init__(self, weight: jax.Array | QTensor, bias: jax.Array | None = None):
+    With `act` the input is quantized too, and where both sides are integers so is the product.
+    """
+
+    def __init__(
+        self,
+        weight: jax.Array | QTensor,
+        bias: jax.Array | None = None,
+        act: Act | None = None,
+    ):
         self.weight = nnx.data(weight)  # (out, in)
         self.bias = nnx.data(bias)  # (out,) or None
+        self.act = nnx.data(act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.matmul(x, as_array(self.weight).T, precision=PRECISION)
+        if self.act is not None:
+            y = act_matmul(x, self.weight, self.act)
+        else:
+            y = jnp.matmul(x, as_array(self.weight).T, precision=PRECISION)
         return y if self.bias is None else y + self.bias
 
 
@@ -222,11 +235,12 @@ class Feed(NamedTuple):
 
     So feeder rows / c and consumer columns · c leave the block's function as it was. With
     `by_kv_head`, one feeding channel reaches the same channel of every query head that shares its
-    key-value head.
+    key-value head. `whole` is the module whose output shows what a change of the consumers does.
     """
 
     feeder: str
     consumers: tuple[str, ...]
+    whole: str
     by_kv_head: bool = False
 
 
@@ -246,10 +260,10 @@ class Block(nnx.Module):
     # v -> o: attention averages over time, channel by channel. up -> down: up is a factor of the
     # gated product.
     FEEDS = (
-        Feed("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        Feed("self_attn.v_proj", ("self_attn.o_proj",), by_kv_head=True),
-        Feed("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-        Feed("mlp.up_proj", ("mlp.down_proj",)),
+        Feed("input_layernorm", STAGES[0], "self_attn"),
+        Feed("self_attn.v_proj", STAGES[1], "self_attn.o_proj", by_kv_head=True),
+        Feed("post_attention_layernorm", STAGES[2], "mlp"),
+        Feed("mlp.up_proj", STAGES[3], "mlp.down_proj"),
     )
 
     def __init__(
