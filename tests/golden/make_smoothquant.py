@@ -1,7 +1,7 @@
 """llm-compressor's SmoothQuantModifier: its scales, and a tiny random Llama before and after.
 
 Needs torch (CPU build), transformers and llmcompressor. It measures inputs by max x - min x and
-weights by 2 max|w|: with max|x| for half the range its scales are 2^(2 alpha - 1) times the paper's.
+weights by 2 max|w|: if max|x| is half the range, its scales are the paper's times 2^(2 alpha - 1).
 """
 
 from types import SimpleNamespace
