@@ -1,7 +1,8 @@
-"""`make tables`: what rounding and GPTQ cost, on both models and four texts, with error bars.
+"""`make tables`: what each method costs, on real models and four texts, with error bars.
 
-Resumable: every finished row is a JSON file under results/tables/, skipped when its key (weights,
-text, protocol, versions) is the same. Then results/tables.md is written from those files alone.
+Resumable: every finished row (`table_rows.py` lists them) is a JSON file under results/tables/,
+skipped when its key (weights, text, protocol, versions) is the same. Then results/tables.md is
+written from those files alone.
 
     python benchmarks/make_tables.py                      everything
     python benchmarks/make_tables.py --model tiny         one model
@@ -19,10 +20,11 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from table_rows import CALIBRATION, FEWER, FLOOR, MODELS, ROWS, SEED, TABLES, TEXTS, Row, Table
 
 import qlab
 from qlab.cli import keep_compiled_programs
@@ -34,68 +36,22 @@ from qlab.models.provenance import weights_hash
 from qlab.specs import name_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TEXTS = ("english", "code", "math", "korean")
 CONTEXT = 256
-WINDOWS = {"smollm2-135m": 8, "tiny": 64}  # of every text
-SEED = 0
-FLOOR = "float, other batch"
-
-
-class Row(NamedTuple):
-    """How a row's model is made: a method of METHODS, a Spec, settings of the method."""
-
-    method: str
-    spec: qlab.Spec
-    hyper: dict[str, Any] = {}
-
-
-def _rtn(name: str) -> Row:
-    return Row("rtn", qlab.SPECS[name])
-
-
-def _gptq_rows() -> dict[str, Row]:
-    """The paper's comparison on its own grid: integers with a zero point, float32 scales."""
-    found = {}
-    for bits in (4, 3, 2):
-        for place, group in (("g64", 64), ("channel", None)):
-            spec = qlab.specs.gptq(bits, group, sym=False)
-            found[f"RTN {bits} bit {place}"] = Row("rtn", spec)
-            found[f"GPTQ {bits} bit {place}"] = Row("gptq", spec)
-            found[f"GPTQ {bits} bit {place} act-order"] = Row("gptq", spec, {"act_order": True})
-    return found
-
-
-# table -> its rows; the first of each table is the float model
-TABLES: dict[str, dict[str, Row | None]] = {
-    "Round to nearest": {
-        "float": None,
-        FLOOR: None,
-        "INT8 channel": _rtn("int8_channel"),
-        "INT4 channel": _rtn("int4_channel"),
-        "INT4 g64": _rtn("int4_g64"),
-        "INT4 g32": _rtn("int4_g32"),
-        "INT3 g64": _rtn("int3_g64"),
-        "INT2 g64": _rtn("int2_g64"),
-    },
-    "GPTQ": {"float": None, **_gptq_rows()},
-}
-ROWS: dict[str, Row | None] = {name: row for rows in TABLES.values() for name, row in rows.items()}
-CALIBRATION: dict[str, Any] = {"texts": TEXTS, "tokens": 16_384, "context": 256, "seed": SEED}
-FEWER = {"smollm2-135m": {"tokens": 8192}}  # twelve rows in half an hour of two cores
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", action="append", choices=list(WINDOWS), help="default: both")
+    parser.add_argument("--model", action="append", choices=list(MODELS), help="default: all")
     parser.add_argument("--windows", type=int, help="of every text; default: 8 or 64")
     parser.add_argument("--table", action="append", choices=list(TABLES), help="default: all")
     parser.add_argument("--render", action="store_true", help="only write tables.md")
     given = parser.parse_args()
     keep_compiled_programs()
     if not given.render:
-        for name in given.model or ("tiny", "smollm2-135m"):
-            rows = {row: TABLES[t][row] for t in given.table or TABLES for row in TABLES[t]}
-            measure(name, given.windows or WINDOWS[name], list(rows))
+        for name in given.model or MODELS:
+            tables = [TABLES[t] for t in given.table or TABLES if name in TABLES[t].models]
+            rows = dict.fromkeys(row for table in tables for row in table.rows)
+            measure(name, given.windows or MODELS[name].windows, list(rows))
     render()
 
 
@@ -104,7 +60,7 @@ def key_of(weights: str, model: str, name: str, tokens: int) -> str:
     texts = [qlab.texts(text, "evaluation") for text in TEXTS]
     row = ROWS[name]
     made: Any = None if row is None else _told(row)
-    if row is not None and row.method != "rtn":
+    if row is not None and row.calibrated:
         calibration = {text: qlab.texts(text, "calibration") for text in TEXTS}
         made = [made, CALIBRATION | FEWER.get(model, {}), calibration]
     what = [weights, name, made, tokens, CONTEXT, SEED, arithmetic(), versions(), texts]
@@ -114,18 +70,19 @@ def key_of(weights: str, model: str, name: str, tokens: int) -> str:
 def _told(row: Row) -> Any:
     """A row's recipe as JSON values; a named Spec by its name."""
     named = name_of(row.spec)
-    if row.method == "rtn" and named in qlab.SPECS:
+    if row.method == "rtn" and named in qlab.SPECS and row.act is None:
         return named
-    return [row.method, spec_to_json(row.spec), row.hyper]
+    told = [row.method, spec_to_json(row.spec), row.hyper]
+    return told if row.act is None else [*told, row.act]
 
 
 def measure(name: str, windows: int, rows: list[str]) -> None:
     """The rows of one model that are not there yet."""
-    model = qlab.load(name)
+    model = MODELS[name].load()
     weights, tokens = weights_hash(model), windows * CONTEXT
     todo = {}
     for row in rows:
-        file = RESULTS / "tables" / name / f"{row.replace(', ', '_').replace(' ', '_')}.json"
+        file = folder(name) / f"{row.replace(', ', '_').replace(' ', '_')}.json"
         key = key_of(weights, name, row, tokens)
         if file.exists() and json.loads(file.read_text())["key"] == key:
             print(f"{name}: {row} is there already")
@@ -134,16 +91,21 @@ def measure(name: str, windows: int, rows: list[str]) -> None:
     if not todo:
         return
     rate = speed(model)
-    calibrated = [row for row in todo if (found := ROWS[row]) and found.method != "rtn"]
+    calibrated = [row for row in todo if (found := ROWS[row]) and found.calibrated]
     total = tokens * len(TEXTS) * (len(todo) + 1) + 4 * CALIBRATION["tokens"] * len(calibrated)
     print(f"{name}: {len(todo)} rows, about {total / rate / 60:.1f} min at {rate:.0f} tokens/s")
     began = time.perf_counter()
     for i, (row, (file, key)) in enumerate(todo.items(), 1):
-        result = run(model, row, tokens)
+        result = run(model, name, row, tokens)
         write(file, {"key": key, "row": result.to_dict()})
         spent = time.perf_counter() - began
         left = spent / i * (len(todo) - i)
         print(f"{name}: {row} done, {spent / 60:.1f} min, {left / 60:.1f} min to go", flush=True)
+
+
+def folder(name: str) -> Path:
+    """Where the rows of a model are."""
+    return RESULTS / "tables" / name.replace(" ", "_")
 
 
 def speed(model: Any) -> float:
@@ -159,19 +121,20 @@ def speed(model: Any) -> float:
     return tokens.size / seconds
 
 
-def run(model: Any, row: str, tokens: int) -> Evaluation:
+def run(model: Any, name: str, row: str, tokens: int) -> Evaluation:
     """One row: the model quantized, on four texts."""
     quiet = not sys.stderr.isatty()
     candidate, made = model, ROWS[row]
     if made is not None:
         batches = None
-        if made.method != "rtn":
-            batches = qlab.calibration_batches(model, **CALIBRATION | FEWER.get(model.name, {}))
+        if made.calibrated:
+            batches = qlab.calibration_batches(model, **CALIBRATION | FEWER.get(name, {}))
         candidate = qlab.quantize_model(
             model,
             made.method,
             made.spec,
             batches,
+            act=made.act,
             held_out=0.0,
             progress=not quiet,
             **made.hyper,
@@ -206,14 +169,14 @@ def render() -> None:
         "Written by `make tables` (`python benchmarks/make_tables.py`); not edited by hand.",
         "",
     ]
-    for table, wanted in TABLES.items():
-        parts += [f"## {table}", ""]
-        for name in WINDOWS:
-            rows = stored(name, wanted)
+    for title, table in TABLES.items():
+        parts += [f"## {title}", "", *(f"* {note}" for note in table.notes), ""]
+        for name in table.models:
+            rows = stored(name, table.rows)
             if len(rows) < 2:
                 continue
             written = Comparison(tuple(rows)).to_markdown().rstrip()
-            said = remarks(rows) if table == "Round to nearest" else gptq_remarks(rows, name)
+            said = remarks(rows) if not table.pairs else differences(rows, name, table)
             parts += [f"### {name}", "", said, written, told(rows[0]), ""]
     write(RESULTS / "tables.md", "\n".join(parts).rstrip() + "\n")
     print(f"wrote {RESULTS / 'tables.md'}")
@@ -222,7 +185,7 @@ def render() -> None:
 def stored(name: str, wanted: Iterable[str]) -> list[Evaluation]:
     """The rows of one model in the order of `wanted`; unlike rows are refused by name."""
     found = {}
-    for file in (RESULTS / "tables" / name).glob("*.json"):
+    for file in folder(name).glob("*.json"):
         row = Evaluation.from_dict(json.loads(file.read_text())["row"])
         found[row.name] = row
     rows = [found[row] for row in wanted if row in found]
@@ -231,48 +194,46 @@ def stored(name: str, wanted: Iterable[str]) -> list[Evaluation]:
     return rows
 
 
-def gptq_remarks(rows: list[Evaluation], model: str) -> str:
-    """How the rows were calibrated, and Δ ln ppl in pairs: GPTQ less RTN, act-order less GPTQ."""
+def differences(rows: list[Evaluation], model: str, table: Table) -> str:
+    """How the rows were calibrated, and Δ ln ppl and Δ KL in pairs on the same windows."""
     c = CALIBRATION | FEWER.get(model, {})
     by = {row.name: row for row in rows}
     lines = [
-        "* Integers with zero points, float32 scales: `qlab.specs.gptq(bits, group, sym=False)`.",
-        f"* Calibration: {c['tokens']:,} tokens, evenly of the calibration halves of "
-        f"{', '.join(c['texts'])}, windows of {c['context']}, seed {c['seed']}, block by block on "
-        "what the quantized blocks before put out.",
+        f"* Calibration, where a method reads text: {c['tokens']:,} tokens, evenly of the "
+        f"calibration halves of {', '.join(c['texts'])}, windows of {c['context']}, seed "
+        f"{c['seed']}; AWQ and SmoothQuant on the float model's inputs, GPTQ (and AWQ+GPTQ) block "
+        "by block on what the quantized blocks before put out.",
         "",
         "| difference in ln ppl, same windows | " + " | ".join(TEXTS) + " |",
         "|---|" + "---:|" * len(TEXTS),
     ]
-    for name, row in by.items():
-        plain = name.removesuffix(" act-order")
-        other = by.get(plain.replace("GPTQ", "RTN") if name == plain else plain)
-        if name.startswith("GPTQ") and other is not None:
-            cells = [_cell(qlab.evaluation.paired_difference(other, row, text)) for text in TEXTS]
-            lines.append(f"| {name} less {other.name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_worse(by)]) + "\n"
+    pairs = [(by[a], by[b]) for a, b in table.pairs if a in by and b in by]
+    for row, other in pairs:
+        cells = [_cell(qlab.evaluation.paired_difference(other, row, text)) for text in TEXTS]
+        lines.append(f"| {row.name} less {other.name} | {' | '.join(cells)} |")
+    worse = [line for row, other in pairs for line in _worse(row, other)]
+    return "\n".join([*lines, "", *worse]) + "\n"
 
 
-def _worse(by: dict[str, Evaluation]) -> list[str]:
-    """Where GPTQ has the higher perplexity, beyond two bars: is it farther from the float model?"""
+def _worse(row: Evaluation, other: Evaluation) -> list[str]:
+    """Where a row has the higher perplexity, beyond two bars: is it farther from float too?"""
     lines = []
-    for name, row in by.items():
-        other = by.get(name.replace("GPTQ", "RTN"))
-        for text in TEXTS if name.startswith("GPTQ") and other is not None else ():
-            d = qlab.evaluation.paired_difference(other, row, text)
-            if not d.bar or d.value <= 2 * d.bar:
-                continue
-            mine, rounded = row[text].kl.value, other[text].kl.value
-            why = "GPTQ is farther from it too."
-            if mine < rounded:
-                why = (
-                    "GPTQ is the closer one. Perplexity asks only for the tokens that came, and "
-                    "there a larger change can do less harm, or even good."
-                )
-            lines.append(
-                f"* Not as in the paper: {name} on {text} has the higher perplexity. Its KL from "
-                f"the float model is {mine:.3g}, rounding's {rounded:.3g}: {why}"
+    for text in TEXTS:
+        d = qlab.evaluation.paired_difference(other, row, text)
+        if not d.bar or d.value <= 2 * d.bar:
+            continue
+        mine, theirs = row[text].kl.value, other[text].kl.value
+        why = "it is farther from it too."
+        if mine < theirs:
+            why = (
+                "it is the closer one. Perplexity asks only for the tokens that came, and there a "
+                "larger change can do less harm, or even good."
             )
+        lines.append(
+            f"* Not as in the paper: {row.name} on {text} has a higher perplexity than "
+            f"{other.name}. Its KL from the float model is {mine:.3g}, the other's {theirs:.3g}: "
+            f"{why}"
+        )
     return lines
 
 

@@ -9,8 +9,10 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from qlab import specs
+from qlab.activations import ACTS, Act
 from qlab.formats import FORMATS, Format
-from qlab.methods import METHODS, awq, gptq, rtn
+from qlab.methods import METHODS, awq, gptq, rtn, smoothquant
+from qlab.methods.smoothquant import smoothquant_scales
 from qlab.packing import pack, unpack
 from qlab.qtensor import (
     QTensor,
@@ -54,10 +56,12 @@ _LAZY = {
 }
 
 __all__ = [
+    "ACTS",
     "FORMATS",
     "METHODS",
     "RULES",
     "SPECS",
+    "Act",
     "Format",
     "QTensor",
     "Spec",
@@ -86,6 +90,8 @@ __all__ = [
     "quantize_model",
     "rtn",
     "save",
+    "smoothquant",
+    "smoothquant_scales",
     "specs",
     "texts",
     "unpack",

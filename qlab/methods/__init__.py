@@ -6,9 +6,11 @@ from qlab.methods.awq import awq
 from qlab.methods.gptq import gptq
 from qlab.methods.method import Method
 from qlab.methods.rtn import rtn
+from qlab.methods.smoothquant import smoothquant
 
 METHODS: dict[str, Method] = {
     "rtn": rtn,
     "gptq": gptq,
     "awq": awq,
+    "smoothquant": smoothquant,
 }
