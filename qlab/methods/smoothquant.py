@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qlab.arithmetic import divide
+from qlab.arithmetic import divide, multiply
 from qlab.methods.method import Facts, Fold, Method, facts_of, method_with_facts, needed, require
 from qlab.methods.rtn import rtn
 from qlab.qtensor import QTensor, Spec, dequantize, fit, quantize
@@ -64,6 +64,10 @@ def smoothquant_scales(
     require((alpha >= 0) & (alpha <= 1), f"alpha {alpha} is not between 0 and 1")
     amax_w = jnp.stack([jnp.abs(w.astype(jnp.float32)).max(0) for w in each]).max(0)
     amax_w = jnp.maximum(amax_w, LOWEST)
+    # Still α, but no constant: x^0.5 alone would compile to another function than x^α, an ulp off.
+    alpha = alpha + jnp.minimum(amax_x, 0.0)
+    # + 0, which a compiler cannot see through: it would work powers of constants out otherwise
+    alpha = alpha + jnp.minimum(amax_w, 0.0)
     return jnp.maximum(divide(amax_x**alpha, amax_w ** (1 - alpha)), LOWEST)
 
 
@@ -197,6 +201,6 @@ def smoothquant(
     alphas, scales = candidates([w], stats, [spec], alpha=alpha)
     best = 0 if len(alphas) == 1 else jnp.argmin(_total((w,), stats, (spec,), scales))
     s = scales[best]
-    q, facts = _finish(w * s, stats.divided(s), spec, quantizer=quantizer)
+    q, facts = _finish(multiply(w, s), stats.divided(s), spec, quantizer=quantizer)
     s = s if q.channel_scale is None else s * q.channel_scale
     return q.replace(channel_scale=s), facts | {"ratio": alphas[best], "dead": stats.dead.sum()}
