@@ -55,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=8192, help="tokens scored (default: 8192)")
     parser.add_argument("--context", type=int, default=256, help="in a window (default: 256)")
     parser.add_argument("--alphas", nargs="*", type=float, default=ALPHAS)
+    parser.add_argument(
+        "--per-token", default="", metavar="GLOB",
+        help='linears whose inputs get a scale for each token in the rows "static" and "α": those '
+        "with outliers that no norm feeds, such as *.down_proj",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="keep what was measured in this JSON file")
     given = parser.parse_args(arguments)
     keep_compiled_programs()
@@ -108,11 +113,12 @@ def rows(given: argparse.Namespace) -> dict[str, dict[str, Any] | None]:
     of_channels = Act(qlab.Spec(INT8, (given.context, 1)))  # one scale a channel of every window
     found: dict[str, dict[str, Any] | None] = {"float": None}
     acts = {"per tensor": "int8_tensor", "per token": "int8_token", "per channel": of_channels}
-    acts |= {"static": STATIC, "LLM.int8()": "llm_int8"}
+    static = {given.per_token: "int8_token", "*": STATIC} if given.per_token else STATIC
+    acts |= {"static": static, "LLM.int8()": "llm_int8"}
     found |= {name: {"method": "rtn", "act": act} for name, act in acts.items()}
     for alpha in given.alphas:
-        found[f"α = {alpha:g}"] = {"method": "smoothquant", "act": STATIC, "alpha": alpha}
-    found["α searched"] = {"method": "smoothquant", "act": STATIC, "alpha": "search"}
+        found[f"α = {alpha:g}"] = {"method": "smoothquant", "act": static, "alpha": alpha}
+    found["α searched"] = {"method": "smoothquant", "act": static, "alpha": "search"}
     return found
 
 
@@ -142,8 +148,8 @@ def keep(
     measured = {name: evaluation.to_dict() for name, evaluation in found.items()}
     protocol = {
         "model": given.model, "text": given.text, "calibration_tokens": given.calibration,
-        "tokens": given.tokens, "context": given.context, "weights": WEIGHTS, "loudness":
-        loudness(stats), "smoothed_inputs": STATIC,
+        "tokens": given.tokens, "context": given.context, "weights": WEIGHTS,
+        "loudness": loudness(stats), "static": STATIC, "per_token": given.per_token,
     }  # fmt: skip
     part = given.out.with_name(f".{given.out.name}.part")
     said = {"protocol": protocol, "model": model.label.provenance, "measured": measured}
@@ -164,6 +170,8 @@ def differences(model: Any, given: argparse.Namespace) -> list[str]:
         "inputs of all linears are quantized, smoothed only those that come out of a norm",
         "computed in float32 outside the integer products, the paper's in float16",
     ]
+    if given.per_token:
+        found.append(f"static, α: the inputs of {given.per_token} have a scale for each token")
     if given.model == "outliers":
         found.append(
             "the outliers are constructed: a norm's gain times 50, its consumers' columns divided "
@@ -202,9 +210,9 @@ def integers(given: argparse.Namespace) -> str:
     """Which rows multiply int8 by int8, and which cannot."""
     cannot = []
     for name, settings in rows(given).items():
-        if settings is not None:
-            act = find(settings["act"])
-            cannot += [] if integer(qlab.SPECS[WEIGHTS], act) else [name]
+        acts = settings["act"] if settings else {}
+        for act in acts.values() if isinstance(acts, dict) else [acts]:
+            cannot += [] if integer(qlab.SPECS[WEIGHTS], find(act)) else [name]
     return f"in all rows but {', '.join(cannot)}, whose quantized values are multiplied in float"
 
 

@@ -1,5 +1,6 @@
 """experiments/smoothquant_granularity.py end to end on the bundled model, and without a hub."""
 
+import argparse
 import importlib.util
 import json
 import re
@@ -68,11 +69,21 @@ def test_smoothing_undoes_constructed_outliers(script):
 
 
 def test_per_channel_has_one_scale_a_channel(script):
-    given = type("given", (), {"context": 8, "alphas": ()})()
+    given = argparse.Namespace(context=8, alphas=(0.5,), per_token="")
     act = script.rows(given)["per channel"]["act"]
     x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32) * [1, 100, 0.01]
     error = np.abs(np.asarray(quantized_inputs(jnp.asarray(x), act)) - x).max(0)
     assert (error <= np.abs(x).max(0) / 127 / 2 * 1.001).all() and error[2] > 0
+
+
+def test_some_inputs_may_have_a_scale_for_each_token(script):
+    """Only where ranges are static otherwise."""
+    given = argparse.Namespace(context=8, alphas=(0.5,), per_token="*.down_proj")
+    acts = {name: row["act"] for name, row in script.rows(given).items() if row}
+    mixed = {"*.down_proj": "int8_token", "*": "int8_static"}
+    assert acts["static"] == acts["α = 0.5"] == acts["α searched"] == mixed
+    assert acts["per tensor"] == "int8_tensor" and acts["LLM.int8()"] == "llm_int8"
+    assert script.integers(given).startswith("in all rows but per channel, whose")
 
 
 def test_without_a_hub_it_says_what_is_missing(tmp_path):
