@@ -19,14 +19,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from qlab.arithmetic import divide, multiply
 from qlab.methods.method import Facts, Fold, Method, facts_of, method_with_facts, needed, require
 from qlab.methods.rtn import rtn
 from qlab.qtensor import QTensor, Spec, dequantize, fit, quantize
 from qlab.stats import PRECISION, Stats
 
 LOWEST = 1e-4  # no scale is smaller before they are centred
-SHRINK = (20, 10)  # clipping candidates: 1 − i / 20 of the largest, for i = 0 … 9
+SHRINK = 1 - np.arange(10, dtype=np.float32) / 20  # clipping candidates, of the largest weight
 
 
 def awq_candidates(
@@ -64,7 +66,7 @@ def awq_candidates(
         scale = scale / (jnp.concatenate(share).mean(0) ** (1 - ratio) + 1e-4)
     scale = jnp.maximum(scale, LOWEST)
     ends = scale.max(1, keepdims=True) * scale.min(1, keepdims=True)
-    scale = scale / jnp.sqrt(ends)
+    scale = divide(scale, jnp.sqrt(ends))
     return ratio[:, 0], jnp.where(jnp.isfinite(scale), scale, 1.0)
 
 
@@ -100,7 +102,7 @@ def scaled_losses(
     def loss(s: jax.Array) -> jax.Array:
         total = jnp.float32(0)
         for w, spec in zip(weights, specs, strict=True):
-            delta = w - dequantize(quantize(w * s, spec)) / s
+            delta = w - divide(dequantize(quantize(multiply(w, s), spec)), s)
             total += jnp.vdot(jnp.matmul(delta, stats.hessian, precision=PRECISION), delta)
         return total
 
@@ -128,16 +130,17 @@ def clipped(w: jax.Array, h: jax.Array, spec: Spec) -> jax.Array:
     largest = jnp.abs(w).reshape(len(w), count, width).max(-1, keepdims=True)
 
     def cut(share: jax.Array) -> jax.Array:
-        at = jnp.broadcast_to(largest * share, (len(w), count, width)).reshape(w.shape)
+        at = jnp.broadcast_to(multiply(largest, share), (len(w), count, width)).reshape(w.shape)
         return jnp.clip(w, -at, at)
 
-    def loss(i: jax.Array) -> jax.Array:
-        delta = w - dequantize(quantize(cut(1 - i / SHRINK[0]), spec))
+    def loss(share: jax.Array) -> jax.Array:
+        delta = w - dequantize(quantize(cut(share), spec))
         delta = delta.reshape(len(w), count, width)
         return jnp.einsum("ogi,gij,ogj->og", delta, own, delta, precision=PRECISION)
 
-    best = jnp.argmin(jax.lax.map(loss, jnp.arange(SHRINK[1], dtype=jnp.float32)), axis=0)
-    return cut(1 - best[..., None].astype(jnp.float32) / SHRINK[0])
+    shares = jnp.asarray(SHRINK)
+    best = jnp.argmin(jax.lax.map(loss, shares), axis=0)
+    return cut(shares[best][..., None])
 
 
 def _finish(
@@ -182,13 +185,14 @@ def awq(
         (128,)
     """
     fit(w, spec)  # refuses what no method can quantize: NaN, a block that does not divide
-    stats = needed(stats, w)
+    stats, w = needed(stats, w), w.astype(jnp.float32)
     require(n_grid > 0, f"n_grid {n_grid} is below 1")
     require(callable(quantizer), f"quantizer {quantizer!r} is no method, such as qlab.gptq")
     ratios, scales = awq_candidates([w], stats, [spec], n_grid=n_grid, duo_scaling=duo_scaling)
-    losses = scaled_losses((w.astype(jnp.float32),), stats, (spec,), scales)
+    losses = scaled_losses((w,), stats, (spec,), scales)
     best = jnp.argmin(losses)
     s = scales[best]
-    q, facts = _finish(w * s, stats.divided(s), spec, clip=clip, quantizer=quantizer)
+    w = multiply(w, s)
+    q, facts = _finish(w, stats.divided(s), spec, clip=clip, quantizer=quantizer)
     s = s if q.channel_scale is None else s * q.channel_scale
     return q.replace(channel_scale=s), facts | {"ratio": ratios[best], "dead": stats.dead.sum()}
