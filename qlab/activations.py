@@ -163,7 +163,8 @@ def act_matmul(x: jax.Array, w: jax.Array | QTensor, act: Act) -> jax.Array:
 
     Args:
         x: (..., time, in) floating point; every leading index is a sequence of its own, so the
-            result does not depend on how sequences are batched.
+            result does not depend on how sequences are batched. It does depend on how one is cut:
+            a dynamic scale per tensor, and the outlier channels, are those of the tokens given.
         w: (out, in), an array or a QTensor, whose channel_scale divides x before it is quantized.
         act: how x is quantized.
 
