@@ -4,6 +4,7 @@ here.
 
 from qlab.methods.awq import awq
 from qlab.methods.gptq import gptq
+from qlab.methods.hqq import hqq
 from qlab.methods.method import Method
 from qlab.methods.rtn import rtn
 from qlab.methods.smoothquant import smoothquant
@@ -13,4 +14,5 @@ METHODS: dict[str, Method] = {
     "gptq": gptq,
     "awq": awq,
     "smoothquant": smoothquant,
+    "hqq": hqq,
 }
