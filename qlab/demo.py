@@ -1,8 +1,8 @@
-"""`qlab demo`: a real language model, quantized seven ways, and what that cost, with bars.
+"""`qlab demo`: a real language model, quantized eleven ways, and what that cost, with bars.
 
 The float model, the same weights at another batch size (the noise floor of the arithmetic), INT8,
-three times INT4, INT3, INT2 by rounding, INT3 by GPTQ, which the cache keeps. Then one sentence
-continued by some of them, and the pictures.
+three times INT4, INT3, INT2 by rounding; INT3 by HQQ, AWQ and GPTQ, W8A8 by SmoothQuant, which the
+cache keeps. Then one sentence continued by some of them, and the pictures.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.console import Console
 
 import qlab
 from qlab.cache import cache_dir
+from qlab.io.safetensors import spec_to_json
 from qlab.models.provenance import code_hash, versions, weights_hash
 
 TEXTS = ("english", "korean")
@@ -37,7 +38,13 @@ ROWS = {
     "INT3 g64": "int3_g64",
     "INT2 g64": "int2_g64",
 }
-GPTQ = {"GPTQ INT3 g64": "int3_g64"}  # calibrated on the calibration halves of TEXTS
+# name -> method, Spec, quantized inputs; calibrated on the calibration halves of TEXTS
+METHODS: dict[str, tuple[str, qlab.Spec, str | None]] = {
+    "HQQ INT3 g64": ("hqq", qlab.specs.hqq(3), None),
+    "AWQ INT3 g64": ("awq", qlab.SPECS["int3_g64"], None),
+    "GPTQ INT3 g64": ("gptq", qlab.SPECS["int3_g64"], None),
+    "SmoothQuant W8A8": ("smoothquant", qlab.SPECS["int8_channel"], "int8_token"),
+}
 CALIBRATION = 8192  # tokens
 SPOKEN = ("float", "INT4 g64", "INT3 g64", "GPTQ INT3 g64", "INT2 g64")
 PROMPT = "Once upon a time, a little robot"
@@ -115,8 +122,6 @@ def _measure(model: Any, tokens: int, console: Console) -> tuple[list, dict[str,
         steps.append(
             (name, lambda s=spec: qlab.quantize_model(model, "rtn", s, progress=False), {})
         )
-    for name, spec in GPTQ.items():
-        steps.append((name, lambda n=name, s=spec: _gptq(model, n, s, console), {}))
     rows = []
     for i, (name, make, extra) in enumerate(steps, 1):
         began = time.perf_counter()
@@ -124,33 +129,73 @@ def _measure(model: Any, tokens: int, console: Console) -> tuple[list, dict[str,
         rows.append(qlab.evaluate(candidate, name=name, **(settings | extra)))
         if name in SPOKEN:
             spoken[name] = candidate
-        seconds = time.perf_counter() - began
-        console.print(f"  {i}/{len(steps)} {name}: {seconds:.1f} s", style="dim", highlight=False)
-    return rows, spoken
-
-
-def _gptq(model: Any, row: str, spec: str, console: Console) -> Any:
-    """The model after GPTQ; finished blocks stay in the cache, so only the first run works."""
+        _took(console, i, name, began)
     batches = qlab.calibration_batches(model, TEXTS, CALIBRATION, CONTEXT)
+    for i, name in enumerate(METHODS, len(steps) + 1):
+        began = time.perf_counter()
+        row, candidate = _kept(model, name, batches, settings, console)
+        rows.append(row)
+        if name in SPOKEN:
+            spoken[name] = candidate()
+        _took(console, i, name, began)
+    return rows, {name: spoken[name] for name in SPOKEN}
+
+
+def _took(console: Console, i: int, name: str, began: float) -> None:
+    seconds, of = time.perf_counter() - began, len(ROWS) + len(METHODS) + 2
+    console.print(f"  {i}/{of} {name}: {seconds:.1f} s", style="dim", highlight=False)
+
+
+def _kept(
+    model: Any, name: str, batches: Any, settings: dict[str, Any], console: Console
+) -> tuple[Any, Callable[[], Any]]:
+    """A method's row, and how to have its model: the cache keeps both, so only the first run
+    works.
+    """
+    method, spec, act = METHODS[name]
+    folder = _folder(model, name, batches, settings["tokens"])
+    made = folder / f"block-{len(model.layers) - 1:04d}.json"
+    text = batches if qlab.METHODS[method].propagate != "none" else None
+
+    def candidate() -> Any:
+        if not made.exists():
+            what = f"{batches.count:,} tokens go through" if text is not None else "going through"
+            console.print(
+                f"  {name}: {what} {len(model.layers)} blocks; the result is kept for next time, "
+                "and a run that stops goes on where it was",
+                style="dim",
+                highlight=False,
+            )
+        show = console.is_terminal
+        return qlab.quantize_model(model, method, spec, text, act=act, cache=folder, progress=show)
+
+    file = folder.with_suffix(".json")
+    if file.exists() and made.exists():
+        return qlab.evaluation.Evaluation.from_dict(json.loads(file.read_text())), candidate
+    found = candidate()
+    row = qlab.evaluate(found, name=name, **settings)
+    _write_json(file, row.to_dict())
+    return row, lambda: found
+
+
+def _folder(model: Any, name: str, batches: Any, tokens: int) -> Path:
+    """Where a row's blocks are kept: another place for everything that would change them, or what
+    is measured on them.
+    """
+    method, spec, act = METHODS[name]
+    package = Path(qlab.__file__).parent
+    scoring = b"".join(file.read_bytes() for file in sorted(package.glob("evaluation/*.py")))
+    texts = [qlab.texts(text, "evaluation") for text in TEXTS]
     what = [
         weights_hash(model),
-        code_hash(qlab.gptq),
+        code_hash(qlab.METHODS[method]),
+        hashlib.sha256(scoring).hexdigest(),
         versions(),
         batches.hash,
-        spec,
-        str(devices()),
+        *(name, method, spec_to_json(spec), act),
+        *(texts, tokens, CONTEXT, str(devices())),
     ]
-    folder = cache_dir() / "demo" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    last = len(model.layers) - 1
-    if not (folder / f"block-{last:04d}.json").exists():
-        console.print(
-            f"  {row}: {batches.count:,} tokens go through {last + 1} blocks; the result is kept "
-            "for next time, and a run that stops goes on where it was",
-            style="dim",
-            highlight=False,
-        )
-    show = console.is_terminal
-    return qlab.quantize_model(model, "gptq", spec, batches, cache=folder, progress=show)
+    return cache_dir() / "demo" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def _continue(models: dict[str, Any], console: Console) -> dict[str, str]:

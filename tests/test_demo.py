@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 from rich.console import Console
@@ -19,10 +20,16 @@ def test_demo_on_tiny(tmp_path, monkeypatch):
     out = console()
     table = demo.demo("tiny", 512, tmp_path / "d.json", tmp_path / "figures", out)
     said = out.file.getvalue()
-    assert [row.name for row in table.rows] == ["float", demo.FLOOR, *demo.ROWS, *demo.GPTQ]
+    assert [row.name for row in table.rows] == ["float", demo.FLOOR, *demo.ROWS, *demo.METHODS]
     kl = {row.name: row["english"].kl.value for row in table.rows}
     assert kl["float"] == 0 and kl[demo.FLOOR] < 1e-8
-    assert kl["GPTQ INT3 g64"] < kl["INT3 g64"]
+    assert kl["GPTQ INT3 g64"] < kl["AWQ INT3 g64"] < kl["INT3 g64"]
+    assert kl["HQQ INT3 g64"] < kl["INT3 g64"] and kl["SmoothQuant W8A8"] < 0.01
+    began = time.perf_counter()
+    again = demo.demo("tiny", 512, None, tmp_path / "figures", console())
+    assert time.perf_counter() - began < 60  # the rows of methods are kept
+    for a, b in zip(table.rows, again.rows, strict=True):
+        assert a.to_dict() == b.to_dict()
     assert kl["INT8 channel"] < kl["INT4 g64"] < kl["INT3 g64"] < kl["INT2 g64"]
     assert demo.PROMPT in said and "peak memory" in said and "make lab" in said
     facts = json.loads((tmp_path / "d.json").read_text())
@@ -49,5 +56,7 @@ def test_demo_goes_on_with_tiny_and_says_so(monkeypatch):
 
 
 def test_specs_of_the_demo_exist():
-    assert {*demo.ROWS.values(), *demo.GPTQ.values()} <= set(qlab.SPECS)
-    assert set(demo.SPOKEN) <= {"float", *demo.ROWS, *demo.GPTQ}
+    assert {*demo.ROWS.values()} <= set(qlab.SPECS)
+    for method, spec, act in demo.METHODS.values():
+        assert qlab.METHODS[method].supports(spec) and (act is None or act in qlab.ACTS)
+    assert set(demo.SPOKEN) <= {"float", *demo.ROWS, *demo.METHODS}
