@@ -141,6 +141,13 @@ def quantize(
     spec: Annotated[str, typer.Option(help="A name in qlab.SPECS, such as int4_g64.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     method: Annotated[str, typer.Option(help="A name in qlab.METHODS.")] = "rtn",
+    act: Annotated[
+        str | None,
+        typer.Option(help="Quantize the linears' inputs too: a name in qlab.ACTS, as int8_token."),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="What AWQ searches on: linear, or block (slower, the paper's).")
+    ] = "linear",
     skip: Annotated[
         list[str] | None, typer.Option(help="Paths that stay float, such as '*.down_proj'.")
     ] = None,
@@ -164,7 +171,9 @@ def quantize(
     ] = 0.125,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the method, such as damp=0.1. Repeatable."),
+        typer.Option(
+            "--set", help="A setting of the method, as damp=0.1 or quantizer=gptq. Repeatable."
+        ),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder from which a run that was stopped goes on.")
@@ -192,6 +201,8 @@ def quantize(
             method,
             spec,
             batches,
+            act=act,
+            objective=objective,
             skip=skip or (),
             propagate=propagate,
             cache=cache,
