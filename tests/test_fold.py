@@ -73,13 +73,13 @@ def test_the_scales_of_linears_that_read_the_same_input_are_one(name, objective)
     q = run(name, "awq", objective=objective)
     for row, path in zip(q.report.layers, linears(q), strict=True):
         assert row.path == path
-        assert any("folded into" in note for note in row.notes)
+        assert row.scaled is not None and 0 <= row.scaled[0] < 1
         weight = linears(q)[path].weight
         assert isinstance(weight, QTensor) and weight.channel_scale is None
-    said = {row.path: [n for n in row.notes if "scaled at" in n] for row in q.report.layers}
-    for block in MODELS[name].layers:
-        for stage in block.STAGES:
-            assert len({tuple(said[f"layers.1.{path}"]) for path in stage}) == 1
+    said = {row.path: row.scaled for row in q.report.layers}
+    for stage in MODELS[name].layers[1].STAGES:
+        assert len({said[f"layers.1.{path}"] for path in stage}) == 1
+    assert "input channels of 1" in str(q.report) and "folded into" in str(q.report)
     assert np.isfinite(np.asarray(q(tokens_for(q)))).all()
 
 
@@ -99,6 +99,10 @@ def test_a_quantizer_by_name_and_its_own_propagation():
     q = run("llama", "awq", quantizer="gptq")
     assert q.report.method == "awq + gptq" and q.label.provenance["propagate"] == "quantized"
     assert q.label.provenance["hyper"]["quantizer"] == "gptq"
+    alone = [row.unscaled_loss for row in q.report.layers]
+    assert None not in alone
+    worse = [r for r in q.report.layers if r.held_out_loss > r.unscaled_loss * 1.001]
+    assert len([w for w in q.report.warnings if "without scaling" in w]) == len(worse)
     same = run("llama", "awq", quantizer=qlab.gptq)
     for a, b in arrays(q, same):
         np.testing.assert_array_equal(a, b)

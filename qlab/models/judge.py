@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from qlab.methods import METHODS
 from qlab.methods.method import facts_of
 from qlab.models.plan import Task, method_name, taken
-from qlab.models.report import WORSE, LayerReport
+from qlab.models.report import LayerReport
 from qlab.models.transformer import Linear, as_array
 from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize
 from qlab.specs import name_of
@@ -79,9 +79,10 @@ def quantize_layer(
         clipped=found["clipped"],
         **_losses(w, q, task, seen, folded),
         **_of_inputs(seen, facts),
+        **_scaled(w, task, seen, folded),
         scale=_scale_range(q),
         seconds=seconds,
-        notes=(*_notes(found, facts, q.spec, task.spec), *_scaled(w, q, task, seen, folded)),
+        notes=_notes(found, facts, q.spec, task.spec),
     )
 
 
@@ -136,27 +137,22 @@ def rescaled(seen: Seen, c: jax.Array) -> Seen:
     return Seen(*(None if stats is None else stats.divided(c) for stats in seen))
 
 
-def _scaled(w: jax.Array, q: QTensor, task: Task, seen: Seen, folded: Any) -> list[str]:
-    """What the report says of scaled channels; with a quantizer other than RTN, also whether that
-    alone would have done better.
+def _scaled(w: jax.Array, task: Task, seen: Seen, folded: Any) -> dict[str, Any]:
+    """What the report says of scaled channels; with a quantizer other than RTN, also what that
+    would have lost alone.
     """
     if folded is None:
-        return []
-    notes = [f"input channels scaled at {folded.ratio:.2f}, folded into {folded.feeder}"]
+        return {}
+    found: dict[str, Any] = {"scaled": (folded.ratio, folded.feeder)}
     inner = task.hyper.get("quantizer")
     if inner is None or inner is METHODS["rtn"] or getattr(task.run, "fold", None) is None:
-        return notes
+        return found
     plain, plainly = _unscaled(w, seen, folded)
-    judged, before = seen.held_out or seen.calibration, plainly.held_out or plainly.calibration
-    if judged is None or before is None:
-        return notes
-    alone = float(_loss(plain, dequantize(inner(plain, plainly.calibration, task.spec)), before))
-    mine = float(_loss(w, dequantize(q), judged))
-    if mine > alone * WORSE:
-        text = "held-out text" if seen.held_out else "the calibration text"
-        who = f"{method_name(inner)} without scaling"
-        notes.append(f"worse than {who} on {text}: {mine:.4g}, not {alone:.4g}")
-    return notes
+    judged = plainly.held_out or plainly.calibration
+    if judged is not None:
+        alone = dequantize(inner(plain, plainly.calibration, task.spec))
+        found["unscaled_loss"] = float(_loss(plain, alone, judged))
+    return found
 
 
 _loss = jax.jit(output_error)

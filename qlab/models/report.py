@@ -36,6 +36,10 @@ class LayerReport:
         loss: relative error of the output on calibration inputs; None without them.
         rtn_loss: the same for rounding to nearest into the same Spec.
         held_out_loss, held_out_rtn_loss: both on inputs that the method never saw; None without.
+        scaled: how its input channels were scaled before (the ratio r of E|x|^r, or α) and what
+            took the inverse; None where they were not.
+        unscaled_loss: of the quantizer alone, without scaling, on held-out inputs where there are
+            any; None where that is RTN or nothing was scaled.
         tokens: input vectors that calibration counted.
         dead: input channels that were zero in all of them.
         damp: damping added to the diagonal, relative to its mean; None where there is none.
@@ -56,6 +60,8 @@ class LayerReport:
     rtn_loss: float | None = None
     held_out_loss: float | None = None
     held_out_rtn_loss: float | None = None
+    scaled: tuple[float, str] | None = None
+    unscaled_loss: float | None = None
     tokens: int = 0
     dead: int = 0
     damp: float | None = None
@@ -82,6 +88,16 @@ class LayerReport:
             if mine is not None and other is not None and mine > other * WORSE
         ]
         return f"{self.path} is worse than RTN ({'; '.join(said)})" if said else None
+
+    @property
+    def worse_than_unscaled(self) -> str | None:
+        """Both numbers, where the quantizer alone does better; None: it does not, or is RTN."""
+        mine = self.loss if self.held_out_loss is None else self.held_out_loss
+        if mine is None or self.unscaled_loss is None or mine <= self.unscaled_loss * WORSE:
+            return None
+        where = "calibration" if self.held_out_loss is None else "held out"
+        numbers = f"loss {mine:.4g}, {self.unscaled_loss:.4g} without"
+        return f"{self.path} is worse than without scaling ({where}: {numbers})"
 
     @staticmethod
     def from_dict(found: dict[str, Any]) -> LayerReport:
@@ -112,6 +128,7 @@ class Report:
         little text.
         """
         worse = [said for row in self.layers if (said := row.worse_than_rtn)]
+        worse += [said for row in self.layers if (said := row.worse_than_unscaled)]
         climbed = [
             f"{row.path}: Cholesky failed at the damping asked for and held at rung {row.rung} "
             f"(damping {row.damp:.3g} of the mean)"
@@ -191,6 +208,16 @@ class Report:
             some = ", ".join(self.float_layers[:3]) + (" …" if len(self.float_layers) > 3 else "")
             count = len(self.float_layers)
             notes.append(f"{count} linear{'s stay' if count > 1 else ' stays'} float: {some}")
+        scaled = [row.scaled for row in self.layers if row.scaled is not None]
+        if scaled:
+            ratios = [ratio for ratio, _ in scaled]
+            into = ", ".join(dict.fromkeys(feeder for _, feeder in scaled))
+            span = f"{min(ratios):.2g}" + (
+                f" to {max(ratios):.2g}" if max(ratios) > min(ratios) else ""
+            )
+            notes.append(
+                f"input channels of {len(scaled)} linears scaled at {span}, folded into {into}"
+            )
         said: dict[str, list[str]] = {}
         for row in self.layers:
             for note in row.notes:
@@ -212,6 +239,7 @@ HEADER = (
     "RTN's",
     "held out",
     "RTN's",
+    "scaled at",
     "tokens",
     "dead",
     "damp",
@@ -251,6 +279,7 @@ def _cells(name: str, rows: list[LayerReport], spec: str) -> tuple[str, ...]:
     losses = ("loss", "rtn_loss", "held_out_loss", "held_out_rtn_loss")
     scales = [row.scale for row in rows if row.scale is not None]
     damp = [row.damp for row in rows if row.damp is not None]
+    scaled = [row.scaled[0] for row in rows if row.scaled is not None]
     calibrated = any(row.loss is not None for row in rows)
     return (
         name,
@@ -263,6 +292,7 @@ def _cells(name: str, rows: list[LayerReport], spec: str) -> tuple[str, ...]:
         f"{100 * _mean(rows, 'clipped'):.2g}",
         f"{min(s[0] for s in scales):.2g} … {max(s[1] for s in scales):.2g}" if scales else "–",
         *(_mean_loss(rows, field) for field in losses),
+        f"{np.mean(scaled):.2g}" if scaled else "–",
         f"{min(row.tokens for row in rows):,}" if calibrated else "–",
         f"{sum(row.dead for row in rows)}" if calibrated else "–",
         f"{max(damp):.3g}" if damp else "–",
