@@ -118,7 +118,26 @@ def test_jit_vmap_and_eager_agree_for_methods_that_loop_over_columns(method_name
     run = lambda w, stats: method(w, stats, spec)  # noqa: E731
     results = {name: run(jnp.asarray(w), stats) for name, w in NASTY.items()}
     vmap_is_loop(run, results, stats)
-    jit_is_eager(run, {"mixed": results["mixed"]}, stats, ("mixed",))
+    if method.propagate == "none":
+        jit_is_eager(run, {"mixed": results["mixed"]}, stats, ("mixed",))
+        return
+    same(jax.jit(run)(jnp.asarray(NASTY["mixed"]), stats), results["mixed"])
+    with jax.disable_jit():
+        close(run(jnp.asarray(NASTY["mixed"]), stats), results["mixed"])
+
+
+def close(a: QTensor, b: QTensor) -> None:
+    """Codes differ in a near-tie at most and scales by a few ulp: methods that read text sum over
+    H, and a product of matrices is summed in another order when it runs by itself."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype and x.shape == y.shape
+        if np.issubdtype(x.dtype, np.integer):
+            assert np.mean(x != y) <= 0.002
+            assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
+        else:
+            np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method_name", [m for m in METHODS if METHODS[m].propagate != "none"])

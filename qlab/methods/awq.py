@@ -83,6 +83,13 @@ def _width(spec: Spec, inner: int) -> int | None:
     return inner if spec.block == "row" else None
 
 
+def _or_infinite(loss: jax.Array) -> jax.Array:
+    """Weights beyond 10¹⁸ square to ∞ and ∞ − ∞ to NaN, which argmin would take for the least;
+    with ∞ instead it takes the first candidate, which changes nothing.
+    """
+    return jnp.where(jnp.isnan(loss), jnp.inf, loss)
+
+
 @partial(jax.jit, static_argnames="specs")
 def scaled_losses(
     weights: tuple[jax.Array, ...], stats: Stats, specs: tuple[Spec, ...], scales: jax.Array
@@ -104,7 +111,7 @@ def scaled_losses(
         for w, spec in zip(weights, specs, strict=True):
             delta = w - divide(dequantize(quantize(multiply(w, s), spec)), s)
             total += jnp.vdot(jnp.matmul(delta, stats.hessian, precision=PRECISION), delta)
-        return total
+        return _or_infinite(total)
 
     return jax.lax.map(loss, scales)
 
@@ -136,7 +143,9 @@ def clipped(w: jax.Array, h: jax.Array, spec: Spec) -> jax.Array:
     def loss(share: jax.Array) -> jax.Array:
         delta = w - dequantize(quantize(cut(share), spec))
         delta = delta.reshape(len(w), count, width)
-        return jnp.einsum("ogi,gij,ogj->og", delta, own, delta, precision=PRECISION)
+        return _or_infinite(
+            jnp.einsum("ogi,gij,ogj->og", delta, own, delta, precision=PRECISION)
+        )
 
     shares = jnp.asarray(SHRINK)
     best = jnp.argmin(jax.lax.map(loss, shares), axis=0)
