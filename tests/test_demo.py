@@ -29,7 +29,7 @@ def test_demo_on_tiny(tmp_path, monkeypatch):
     again = demo.demo("tiny", 512, None, tmp_path / "figures", console())
     assert time.perf_counter() - began < 60  # the rows of methods are kept
     for a, b in zip(table.rows, again.rows, strict=True):
-        assert a.to_dict() == b.to_dict()
+        assert a.to_dict() | {"seconds": 0} == b.to_dict() | {"seconds": 0}
     assert kl["INT8 channel"] < kl["INT4 g64"] < kl["INT3 g64"] < kl["INT2 g64"]
     assert demo.PROMPT in said and "peak memory" in said and "make lab" in said
     facts = json.loads((tmp_path / "d.json").read_text())
