@@ -143,9 +143,7 @@ def clipped(w: jax.Array, h: jax.Array, spec: Spec) -> jax.Array:
     def loss(share: jax.Array) -> jax.Array:
         delta = w - dequantize(quantize(cut(share), spec))
         delta = delta.reshape(len(w), count, width)
-        return _or_infinite(
-            jnp.einsum("ogi,gij,ogj->og", delta, own, delta, precision=PRECISION)
-        )
+        return _or_infinite(jnp.einsum("ogi,gij,ogj->og", delta, own, delta, precision=PRECISION))
 
     shares = jnp.asarray(SHRINK)
     best = jnp.argmin(jax.lax.map(loss, shares), axis=0)
