@@ -83,11 +83,12 @@ def _width(spec: Spec, inner: int) -> int | None:
     return inner if spec.block == "row" else None
 
 
-def _or_infinite(loss: jax.Array) -> jax.Array:
-    """Weights beyond 10¹⁸ square to ∞ and ∞ − ∞ to NaN, which argmin would take for the least;
-    with ∞ instead it takes the first candidate, which changes nothing.
+def _unit(weights: Sequence[jax.Array]) -> jax.Array:
+    """What errors are measured in: 1, or the largest |w| where its square, summed over a layer,
+    would leave float32; the candidates are only compared.
     """
-    return jnp.where(jnp.isnan(loss), jnp.inf, loss)
+    largest = jnp.stack([jnp.abs(w).max() for w in weights]).max()
+    return jnp.where((largest > 1e12) | ((largest < 1e-12) & (largest > 0)), largest, 1.0)
 
 
 @partial(jax.jit, static_argnames="specs")
@@ -103,15 +104,16 @@ def scaled_losses(
         scales: (n, in).
 
     Returns:
-        (n,) float32.
+        (n,) float32; of weights beyond 10¹² or below 10⁻¹², in units of the largest squared.
     """
+    unit = _unit(weights)
 
     def loss(s: jax.Array) -> jax.Array:
         total = jnp.float32(0)
         for w, spec in zip(weights, specs, strict=True):
-            delta = w - divide(dequantize(quantize(multiply(w, s), spec)), s)
+            delta = divide(w - divide(dequantize(quantize(multiply(w, s), spec)), s), unit)
             total += jnp.vdot(jnp.matmul(delta, stats.hessian, precision=PRECISION), delta)
-        return _or_infinite(total)
+        return jnp.where(jnp.isnan(total), jnp.inf, total)  # W diag s left float32
 
     return jax.lax.map(loss, scales)
 
@@ -135,15 +137,16 @@ def clipped(w: jax.Array, h: jax.Array, spec: Spec) -> jax.Array:
     count = w.shape[1] // width
     own = h.reshape(count, width, count, width)[jnp.arange(count), :, jnp.arange(count)]
     largest = jnp.abs(w).reshape(len(w), count, width).max(-1, keepdims=True)
+    unit = _unit([w])
 
     def cut(share: jax.Array) -> jax.Array:
         at = jnp.broadcast_to(multiply(largest, share), (len(w), count, width)).reshape(w.shape)
         return jnp.clip(w, -at, at)
 
     def loss(share: jax.Array) -> jax.Array:
-        delta = w - dequantize(quantize(cut(share), spec))
+        delta = divide(w - dequantize(quantize(cut(share), spec)), unit)
         delta = delta.reshape(len(w), count, width)
-        return _or_infinite(jnp.einsum("ogi,gij,ogj->og", delta, own, delta, precision=PRECISION))
+        return jnp.einsum("ogi,gij,ogj->og", delta, own, delta, precision=PRECISION)
 
     shares = jnp.asarray(SHRINK)
     best = jnp.argmin(jax.lax.map(loss, shares), axis=0)
