@@ -5,6 +5,7 @@
 `qlab.plots.widget_*`. Needs anywidget.
 """
 
+from qlab.widgets.awq_curve import awq_curve
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
 from qlab.widgets.gallery import gallery
@@ -13,4 +14,13 @@ from qlab.widgets.report import report
 from qlab.widgets.source import Source
 from qlab.widgets.weights import weights
 
-__all__ = ["Source", "block_scale", "formats", "gallery", "gptq_steps", "report", "weights"]
+__all__ = [
+    "Source",
+    "awq_curve",
+    "block_scale",
+    "formats",
+    "gallery",
+    "gptq_steps",
+    "report",
+    "weights",
+]

@@ -13,6 +13,7 @@ from qlab.models.quantize import quantize_model
 from qlab.models.transformer import Transformer
 from qlab.plots import style
 from qlab.plots.widget_words import say
+from qlab.widgets.awq_curve import awq_curve
 from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
@@ -43,6 +44,11 @@ WIDGETS = {
     "gptq_steps": (
         gptq_steps,
         "GPTQ column by column: round one, push its error into the others, see what that saves.",
+    ),
+    "awq_curve": (
+        awq_curve,
+        "AWQ's one number: how strongly large inputs are protected, who pays for it, "
+        "and where it is best.",
     ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),

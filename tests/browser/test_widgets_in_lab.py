@@ -123,6 +123,25 @@ def test_gptq_steps(lab):
     notebook.close()
 
 
+def test_awq_curve(lab):
+    notebook = opened(lab, "awq_curve", "widgets.awq_curve(model)")
+    both_themes(notebook, "qlab-awq_curve")
+    moves = [("ratio r", "ArrowRight", 10), ("input channel", "ArrowRight", 6)]
+    measured(notebook, "qlab-awq_curve", moves)
+    assert "r = 0.80" in notebook.label("qlab-awq_curve")
+    page = notebook.page
+    page.locator("[data-pick=bars]").click()
+    page.wait_for_selector(".qlab-awq_curve svg[aria-label*='better than']")
+    page.locator("[data-pick=curve]").click(position={"x": 1, "y": 50})
+    page.wait_for_selector(".qlab-awq_curve svg[aria-label*='this is plain rounding']")
+    notebook.press("qlab-awq_curve", "ArrowRight")  # the curve has kept the focus
+    page.locator(".qlab-awq_curve input[type=checkbox]").first.click()
+    page.locator(".qlab-awq_curve select").select_option("2.mlp.down_proj")
+    page.wait_for_selector(".qlab-awq_curve svg[aria-label^='r = 0.05']")
+    both_themes(notebook, "qlab-awq_curve", "down")
+    notebook.close()
+
+
 def test_report(lab):
     some = "batches=qlab.calibration_batches(model, tokens=4096)"
     report = f"widgets.report(qlab.quantize_model(model, 'gptq', 'int3_g64', {some}))"
