@@ -118,7 +118,8 @@ def hqq(
     ranges = fit(w, spec)
     w = w.astype(jnp.float32)
     full = fit(w, spec.replace(scale="float32", zero="float32"))  # not rounded for storage yet
-    zero = jnp.round(full.zero) if round_zero else full.zero
+    zero = jnp.asarray(full.zero)
+    zero = jnp.round(zero) if round_zero else zero
     blocks = to_blocks(w, block_sizes(spec.block, w.shape))
     zero = _search(blocks, full.scale, zero, spec.format, p, beta, iters)
     return quantize(w, ranges.replace(zero=cast(zero, str(spec.zero))))

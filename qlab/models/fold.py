@@ -66,7 +66,8 @@ def fold_block(job: Job, index: int, block: Any, source: Source) -> dict[str, Fo
     tasks = {p: job.plan[f"layers.{index}.{p}"] for stage in block.STAGES for p in stage}
     found: dict[str, tuple[np.ndarray, float]] = {}  # by feeder: all searched before any is applied
     for feed in block.FEEDS:
-        takers = {path: task for path in feed.consumers if fold_of(task := tasks[path])}
+        mine = {path: task for path in feed.consumers if (task := tasks[path]) is not None}
+        takers = {path: task for path, task in mine.items() if fold_of(task)}
         if not takers:
             continue
         fold = _shared_fold(takers)

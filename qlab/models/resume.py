@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from safetensors.numpy import save_file
 
 from qlab.io.safetensors import _leaves, _qtensor, read_json, read_safetensors
 from qlab.models.report import LayerReport
 from qlab.qtensor import QTensor
 
-Finished = tuple[dict[str, QTensor], list[LayerReport]]
+Finished = tuple[dict[str, QTensor | jax.Array], list[LayerReport]]
 
 
 class Folder:
