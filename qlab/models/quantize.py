@@ -301,9 +301,9 @@ def _run_block(job: Job, index: int, block: Any, source: Source, bar: tqdm) -> F
 
 def _scaled_parts(
     job: Job, index: int, block: Any, folded: Mapping[str, Folded]
-) -> dict[str, jax.Array]:
+) -> dict[str, QTensor | jax.Array]:
     """The new arrays of norms, biases and float linears of a block whose channels were scaled."""
-    found = {}
+    found: dict[str, QTensor | jax.Array] = {}
     for path in {*folded, *(how.feeder for how in folded.values())}:
         full, part = f"layers.{index}.{path}", get(block, path)
         if job.plan.get(full) is None:
