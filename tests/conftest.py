@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 # Programs compiled by one run (or one worker) are read back by the next. Set before jax is
 # imported anywhere; an explicit setting of the caller wins.
@@ -27,6 +28,20 @@ else:
 
 # Without torch there is nothing to compare with: the peers' tests are not even collected.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
+
+
+def pytest_runtest_teardown():
+    """Forgets the compiled programs of a worker before they take all the memory areas that Linux
+    gives a process (65,530, vm.max_map_count): at the limit, compiling ends in a segmentation
+    fault. They come back from the cache on disk.
+    """
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+
 
 REQUIRE_ALL = os.environ.get("QLAB_REQUIRE_ALL", "") not in ("", "0")
 
