@@ -21,9 +21,11 @@ from qlab.io.safetensors import save
 from qlab.methods import gptq, rtn
 from qlab.models.calibrate import Batches, as_batches, calibrate, calibration_batches
 from qlab.models.load import load
+from qlab.models.propagate import States
 from qlab.models.provenance import ARITHMETIC, code_hash
 from qlab.models.quantize import quantize_model
 from qlab.models.report import LayerReport, Report
+from qlab.models.resume import Folder
 from qlab.models.surgery import get, linears, map_linears
 from qlab.models.taps import layer_inputs, through
 from qlab.models.transformer import Linear
@@ -553,19 +555,77 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
             run(*args, cache=cache, **settings)
 
     refuse('spec was \\["int4_g32"\\], is \\["int3_g64"\\]', "gptq", "int3_g64")
-    refuse('hyper was {}, is {"damp": "0.02"}', "gptq", damp=0.02)
+    refuse('hyper.damp was not set, is "0.02"', "gptq", damp=0.02)
     refuse('method was "gptq", is "rtn"', "rtn")
     refuse('propagate was "quantized", is "float"', "gptq", propagate="float")
-    refuse("calibration was .* held_out was", "gptq", batches=TOKENS[::-1])
-    refuse("held_out was .* is null", "gptq", held_out=0)
-    refuse("model was", "gptq", model=random_model(seed=1))
-    refuse("plan was", "gptq", skip=["layers.1.*"])
+    refuse("calibration.token_sha256 was .* held_out.token_", "gptq", batches=TOKENS[::-1])
+    refuse('held_out was {"seq.*, is not set', "gptq", held_out=0)
+    refuse(
+        'model.weights was "[0-9a-f]{64}", is "[0-9a-f]{64}"', "gptq", model=random_model(seed=1)
+    )
+    refuse(
+        'plan.layers.1.self_attn.q_proj was "gptq, int4_g32 \\([0-9a-f]{16}\\)", is "float"; .*; '
+        "and 3 more",
+        "gptq",
+        skip=["layers.1.*"],
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="holds something else"):
         run("gptq", cache=tmp_path / "mine")
     with pytest.raises(ValueError, match="is a file"):
         run("gptq", cache=tmp_path / "mine" / "thesis.txt")
+
+
+def test_a_run_that_finished_no_block_gives_its_folder_up(tmp_path, monkeypatch):
+    """Killed in the first block: other settings may take the folder; they read none of its
+    states.
+    """
+    cache = tmp_path / "cache"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qlab.models.quantize.quantize_layer", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("gptq", cache=cache)
+    assert {p.name for p in cache.iterdir()} == {"run.json", "states"}
+    assert list((cache / "states").iterdir())  # of the first run's text
+    other = {"batches": TOKENS[::-1], "damp": 0.02}
+    save(run("gptq", cache=cache, **other), tmp_path / "taken")
+    save(run("gptq", **other), tmp_path / "alone")
+    assert bytes_of(tmp_path / "taken") == bytes_of(tmp_path / "alone")
+    with pytest.raises(ValueError, match='hyper.damp was "0.02", is not set'):
+        run("gptq", cache=cache)  # from its first block on the folder is the other run's
+
+
+def test_a_run_whose_folder_was_taken_stops(tmp_path):
+    first = Folder(tmp_path, {"spec": "a"})
+    second = Folder(tmp_path, {"spec": "b"})
+    second.finish(0, ({}, []))
+    with pytest.raises(ValueError, match='another run: spec was "b", is "a"'):
+        first.finish(0, ({}, []))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text('{"years of": "work"}')
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds another run"):
+        Folder(tmp_path / "mine", {"spec": "a"})
+
+
+def test_hidden_and_half_written_files_are_nobodys(tmp_path):
+    """In a folder that is new, in one that is taken over, and among the states."""
+    for name in (".DS_Store", "run.json.part", "block.part"):
+        (tmp_path / name).write_text("half")
+    Folder(tmp_path, {"spec": "a"})
+    (tmp_path / "block-0000.safetensors").write_text("of a block that has no rows yet")
+    Folder(tmp_path, {"spec": "b"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"spec": "b"}
+    (tmp_path / "states" / ".DS_Store").write_text("hidden")
+    States(tmp_path / "states", {"calibration": as_batches(MODEL, TOKENS)}).clear()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match='spec was "b", is "c"'):
+        Folder(tmp_path, {"spec": "c"})
 
 
 def test_other_ways_of_propagating_resume_too(tmp_path):

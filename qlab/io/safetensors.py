@@ -157,7 +157,7 @@ def save(model: Any, folder: str | os.PathLike, *, overwrite: bool = False) -> P
         raise ValueError(f"{target} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise ValueError(f"{target} is not empty; overwrite=True replaces it")
-    tensors, quantized = _leaves(model)
+    tensors, quantized = leaves(model)
     manifest = _manifest(model, quantized)
     with _atomic_folder(target) as part:
         save_file(tensors, part / WEIGHTS)
@@ -170,9 +170,21 @@ def save(model: Any, folder: str | os.PathLike, *, overwrite: bool = False) -> P
     return target
 
 
-def _leaves(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Every array by tree path, codes packed; and {path: {"spec", "shape"}} of every QTensor,
-    nested ones too.
+def leaves(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a file keeps of a model, or of any tree of arrays and QTensors.
+
+    Returns:
+        every array by tree path, codes packed; and {path: {"spec", "shape"}} of every QTensor,
+        nested ones too.
+
+    Raises:
+        ValueError: as `spec_to_json`.
+
+    Example:
+        >>> from qlab import SPECS, quantize
+        >>> tensors, quantized = leaves({"a": quantize(jnp.ones((2, 64)), SPECS["int4_g64"])})
+        >>> sorted(tensors), tensors["a.codes"].nbytes, quantized["a"]["shape"]
+        (['a.codes', 'a.scale'], 64, [2, 64])
     """
     tensors: dict[str, np.ndarray] = {}
     quantized: dict[str, Any] = {}
@@ -269,14 +281,30 @@ def load_tensors(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         # Nested QTensors have the longer paths: made first, they are parts of the outer ones.
         for path in sorted(facts["quantized"], key=len, reverse=True):
-            tensors[path] = _qtensor(path, facts["quantized"][path], tensors)
+            tensors[path] = qtensor(path, facts["quantized"][path], tensors)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} is damaged: {error} is missing") from None
     return tensors, {**facts, "config": config}
 
 
-def _qtensor(path: str, entry: dict[str, Any], tensors: dict[str, Any]) -> QTensor:
-    """One QTensor out of its parts, which leave `tensors`."""
+def qtensor(path: str, entry: dict[str, Any], tensors: dict[str, Any]) -> QTensor:
+    """One QTensor out of its parts.
+
+    Args:
+        path: its place in the tree; a nested QTensor must be in `tensors` already.
+        entry: its Spec and shape, as `leaves` gives them.
+        tensors: arrays by path; the parts leave it.
+
+    Raises:
+        ValueError: as `spec_from_json`.
+        KeyError: the codes are missing.
+
+    Example:
+        >>> from qlab import SPECS, quantize
+        >>> tensors, quantized = leaves({"a": quantize(jnp.ones((2, 64)), SPECS["int4_g64"])})
+        >>> qtensor("a", quantized["a"], tensors).shape, tensors
+        ((2, 64), {})
+    """
     spec = spec_from_json(entry["spec"])
     codes = None  # ranges alone, of a linear's inputs
     if entry["shape"]:

@@ -90,7 +90,7 @@ class States:
     def clear(self, but: int | None = None) -> None:
         """Removes all states, but those that one block reads."""
         for path in self.folder.iterdir():
-            if but is None or path != self._at(but):
+            if path.is_dir() and (but is None or path != self._at(but)):  # no hidden file
                 shutil.rmtree(path)
 
     def _at(self, block: int) -> Path:

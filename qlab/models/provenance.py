@@ -273,19 +273,25 @@ def provenance_of(
 
 def facts(job: Job, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides the result, one short value for each reason why a folder may not fit."""
-    plan = {path: None if task is None else _task(task) for path, task in job.plan.items()}
+    plan = {path: "float" if task is None else _task(task) for path, task in job.plan.items()}
     return {
         **provenance,
-        "plan": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
+        "plan": plan,
         "code": [code_hash(run) for run in job.runs],
         "settings": _told_apart(dict(job.hyper), "a setting"),
         "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
     }
 
 
-def _task(task: Task) -> list[Any]:
-    """A linear's task as JSON values; its settings are told apart elsewhere."""
+def _task(task: Task) -> str:
+    """A linear's task in words, with a hash of what they do not say; its settings are told apart
+    elsewhere.
+    """
     act = None if task.act is None else act_to_json(task.act)
+    ranges = None
     if task.act is not None and task.act.ranges is not None:
-        act = [act, weights_hash(task.act.ranges)]
-    return [method_name(task.run), spec_to_json(task.spec), act]
+        ranges = weights_hash(task.act.ranges)
+    method, spec = method_name(task.run), spec_to_json(task.spec)
+    whole = hashlib.sha256(json.dumps([method, spec, act, ranges]).encode()).hexdigest()
+    read = "" if task.act is None else f", inputs {act_name(task.act)}"
+    return f"{method}, {name_of(task.spec)}{read} ({whole[:16]})"

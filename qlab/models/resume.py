@@ -6,7 +6,8 @@ bytes.
     states/0004/                      what block 4 reads
 
 Every file is written under another name and moved into place, block-0003.json last: a block is
-finished exactly if it is there.
+finished exactly if it is there. A run that finished none has nothing to lose: another may take its
+folder.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from safetensors.numpy import save_file
 
-from qlab.io.safetensors import _leaves, _qtensor, read_json, read_safetensors
+from qlab.io.safetensors import leaves, qtensor, read_json, read_safetensors
 from qlab.models.report import LayerReport
 from qlab.qtensor import QTensor
 
+NAMED = 4  # differences that a sentence names
+ABSENT = "not set"  # never a JSON text: those have quotation marks
 Finished = tuple[dict[str, QTensor | jax.Array], list[LayerReport]]
 
 
@@ -46,14 +50,22 @@ class Folder:
         if self.path.is_file():
             raise ValueError(f"cache={str(path)!r} is a file; give a folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        facts = json.loads(json.dumps(facts))  # as they come back from the file
+        self.facts = json.loads(json.dumps(facts))  # as they come back from the file
         if (self.path / "run.json").exists():
-            _check_same(self.path, read_json(self.path / "run.json"), facts)
-        elif any(not p.name.endswith(".part") for p in self.path.iterdir()):
+            self._join(read_json(self.path / "run.json"))
+        elif _names(self.path):
             raise ValueError(f"the folder {self.path} holds something else: give an empty one")
         else:
-            _write(self.path / "run.json", facts)
+            _write(self.path / "run.json", self.facts)
         self.states.mkdir(exist_ok=True)
+
+    def _join(self, old: Mapping[str, Any]) -> None:
+        """Goes on with the run that is there, or takes the place of one that finished nothing."""
+        unfinished = {"run.json", "states", self._block(0, "safetensors").name}
+        if old == self.facts or _names(self.path) - unfinished:
+            return _check_same(self.path, old, self.facts)
+        shutil.rmtree(self.states, ignore_errors=True)  # what the other run's first block reads
+        _write(self.path / "run.json", self.facts)
 
     @property
     def finished(self) -> int:
@@ -71,12 +83,17 @@ class Folder:
             tensors = dict(read_safetensors(self._block(block, "safetensors")))
         # Nested QTensors have the longer paths: made first, they are parts of the outer ones.
         for path in sorted(facts["quantized"], key=len, reverse=True):
-            tensors[path] = _qtensor(path, facts["quantized"][path], tensors)
+            tensors[path] = qtensor(path, facts["quantized"][path], tensors)
         return tensors, [LayerReport.from_dict(row) for row in facts["rows"]]
 
     def finish(self, block: int, done: Finished) -> None:
-        """Keeps a block."""
-        tensors, quantized = _leaves(done[0])
+        """Keeps a block.
+
+        Raises:
+            ValueError: another run has taken the folder meanwhile.
+        """
+        _check_same(self.path, read_json(self.path / "run.json"), self.facts)
+        tensors, quantized = leaves(done[0])
         if tensors:
             part = self.path / "block.part"
             save_file(tensors, part)
@@ -88,18 +105,45 @@ class Folder:
         return self.path / f"block-{block:04d}.{ending}"
 
 
+def _names(folder: Path) -> set[str]:
+    """What a folder holds, without hidden files and what a killed run left half written."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if not name.startswith(".") and not name.endswith(".part")}
+
+
 def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if differ:
-        said = "; ".join(f"{key} was {_short(old, key)}, is {_short(new, key)}" for key in differ)
+    said = [
+        f"{name} was {_short(before)}, is {_short(now)}"
+        for name, before, now in differences(old, new)
+    ]
+    if said:
+        more = f"; and {len(said) - NAMED} more" if len(said) > NAMED else ""
         raise ValueError(
-            f"the folder {folder} holds another run: {said}. Give another folder, or delete it"
+            f"the folder {folder} holds another run: {'; '.join(said[:NAMED])}{more}. Give another "
+            "folder, or delete it"
         )
 
 
-def _short(facts: Mapping[str, Any], key: str) -> str:
-    text = json.dumps(facts.get(key), ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], inside: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name, old and new value of every leaf that two nested mappings do not share.
+
+    Example:
+        >>> list(differences({"hyper": {"damp": 1}, "spec": 4}, {"hyper": {"damp": 2}, "spec": 4}))
+        [('hyper.damp', 1, 2)]
+    """
+    for key in {**old, **new}:
+        before, now = old.get(key, ABSENT), new.get(key, ABSENT)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from differences(before, now, f"{inside}{key}.")
+        elif before != now:
+            yield f"{inside}{key}", before, now
+
+
+def _short(value: Any) -> str:
+    text = value if value is ABSENT else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 72 else text[:71] + "…"  # a hash is whole
 
 
 def _write(path: Path, value: Any) -> None:
