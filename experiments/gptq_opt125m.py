@@ -18,7 +18,8 @@ import os
 import random
 import sys
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ def ingredients(given: argparse.Namespace) -> tuple[Any, list[str], str]:
     calibrates = any(name.startswith("GPTQ") for name in given.rows)
     if calibrates:
         wanted.append((given.calibration, "C4's first training shard", "--calibration"))
+    model = qlab.load(given.folder) if given.folder else None  # a wrong one is told before all
     try:
         evaluation = given.evaluation or from_hub(*WIKITEXT)
-        model = qlab.load(given.folder or given.model)
+        model = model or qlab.load(given.model)
         calibration = given.calibration or (from_hub(*C4) if calibrates else None)
     except ConnectionError as error:
         missing = [(what, option) for path, what, option in wanted if path is None]
@@ -91,7 +93,22 @@ def ingredients(given: argparse.Namespace) -> tuple[Any, list[str], str]:
             f"and cannot be reached ({error}); {listed(m[1] for m in missing)} can name local "
             "copies"
         ) from None
-    return model, read_documents(calibration) if calibration else [], read_rows(evaluation)
+    if model.tokenizer is None:
+        raise ValueError(f"the model {model.name!r} has no tokenizer: its folder lacks the files")
+    documents = read(read_documents, calibration) if calibration else []
+    return model, documents, read(read_rows, evaluation)
+
+
+def read(how: Callable[[Path], Any], path: Path) -> Any:
+    """`how(path)`, where a damaged file is told by its name.
+
+    Raises:
+        ValueError: it is.
+    """
+    try:
+        return how(path)
+    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}, {error}") from None
 
 
 def listed(words: Any) -> str:

@@ -3,8 +3,10 @@
 import gzip
 import importlib.util
 import json
+import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -138,6 +140,56 @@ def test_wrong_arguments_are_one_sentence(change, sentence, script, place, capsy
     assert script.main([str(word) for pair in arguments.items() for word in pair]) == 2
     said = capsys.readouterr()
     assert sentence in said.err and "27.65" not in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["gptq_opt125m", "smoothquant_granularity", "awq_salient"])
+def test_a_wrong_model_folder_or_no_hub_is_one_line(name, place, tmp_path):
+    """In a process of its own: exit status 2, nothing on stdout, no traceback."""
+
+    def said(*arguments):
+        command = [sys.executable, SCRIPT.with_name(f"{name}.py"), *map(str, arguments)]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "no-cache")}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 2 and done.stdout == "", done.stderr
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+    def changed(file, text):
+        folder = tmp_path / f"no-{file}"
+        shutil.copytree(place / "opt-tiny", folder)
+        (folder / file).write_text(text)
+        return folder
+
+    option = "--folder" if name == "gptq_opt125m" else "--model"
+    assert "nothing was measured" in said("--model", "no/such-model")
+    assert "nowhere" in said(option, tmp_path / "nowhere")
+    assert "no config.json" in said(option, tmp_path)
+    facts = json.loads((place / "opt-tiny" / "config.json").read_text())
+    wrong = json.dumps({**facts, "num_hidden_layers": None})
+    assert "num_hidden_layers is None" in said(option, changed("config.json", wrong))
+    (place / "no-tokenizer").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(place / "opt-tiny" / file, place / "no-tokenizer")
+    texts = ["--calibration", place / "c4.json.gz", "--evaluation", place / "wiki.test.raw"]
+    given = texts if name == "gptq_opt125m" else []
+    assert "no tokenizer" in said(option, place / "no-tokenizer", *given)
+    shutil.rmtree(place / "no-tokenizer")
+
+
+def test_a_damaged_text_is_one_sentence(script, place, capsys, tmp_path):
+    whole = (place / "c4.json.gz").read_bytes()
+    (tmp_path / "cut.json.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "other.jsonl").write_text('{"words": "the cat"}\n')
+    (tmp_path / "wiki.zip").write_text("no archive")
+    for option, file in (
+        ("--calibration", "cut.json.gz"),
+        ("--calibration", "other.jsonl"),
+        ("--evaluation", "wiki.zip"),
+    ):
+        given = {"--folder": place / "opt-tiny", "--calibration": place / "c4.json.gz"}
+        given |= {"--evaluation": place / "wiki.test.raw", option: tmp_path / file}
+        assert script.main([str(word) for pair in given.items() for word in pair]) == 2
+        assert f"{file} cannot be read" in capsys.readouterr().err
 
 
 def original_segments(documents, tokenize, samples, context, seed):

@@ -144,6 +144,10 @@ def test_damaged_folders(tmp_path):
     refused(empty, "config.json has no value 'num_attention_heads'")
     (empty / "config.json").unlink()
     refused(empty, "has no config.json")
+    refused(fresh("none", num_attention_heads=None), "num_attention_heads is None, not a whole")
+    refused(fresh("word", rope_scaling="linear"), "config.json has a value of another kind")
+    (lost / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    refused(lost, "index.json has 3 as weight_map")
     for name, value in (("nan", np.nan), ("inf", -np.inf)):
         bad = fresh(name)
         tensors = load_file(bad / "model.safetensors")

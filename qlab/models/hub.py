@@ -7,6 +7,7 @@ names, our own artifacts and GGUF files (`load`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,7 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
         ValueError: a part is missing, damaged or of another architecture; the sentence names it.
     """
     facts = read_json(folder / "config.json")
-    try:
-        config = hub_config(facts)
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} has no value {error.args[0]!r}") from None
+    config = _config(facts, folder / "config.json")
     kind = facts["model_type"]
     tensors = {hub_path(name, kind): t for name, t in read_tensors(folder).items()}
     for path in hub_biases(facts):
@@ -92,6 +90,21 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
     return assemble(config, tensors, label)
 
 
+def _config(facts: dict[str, Any], file: Path) -> Any:
+    """`hub_config`, where a value that is missing or of another kind is told with its file."""
+    try:
+        config = hub_config(facts)
+    except KeyError as error:
+        raise ValueError(f"{file} has no value {error.args[0]!r}") from None
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{file} has a value of another kind than expected: {error}") from None
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int" and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{file}: {field.name} is {value!r}, not a whole number above 0")
+    return config
+
+
 def read_tensors(folder: Path) -> dict[str, jax.Array]:
     """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json`
     lists; else of `pytorch_model.bin` in the same two ways.
@@ -108,7 +121,9 @@ def read_tensors(folder: Path) -> dict[str, jax.Array]:
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    listed: dict[str, str] = read_json(index).get("weight_map", {})
+    listed = read_json(index).get("weight_map", {})
+    if not isinstance(listed, dict):
+        raise ValueError(f"{index} has {listed!r:.60} as weight_map, not the file of each tensor")
     tensors: dict[str, jax.Array] = {}
     for name in sorted(set(listed.values())):
         tensors |= read(index.parent / name)
