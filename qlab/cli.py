@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,10 +44,29 @@ Tokens = Annotated[int | None, typer.Option(help="Tokens of each text; default: 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")]
 
 
+def _tell_versions(asked: bool) -> None:
+    if asked:
+        from qlab.models.provenance import versions
+
+        found = {**versions(), "Python": platform.python_version()}
+        said = ", ".join(f"{name} {found[name]}" for name in ("qlab", "jax", "Python"))
+        console.print(said, highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _start(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the whole traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Say which qlab, jax and Python this is.",
+            callback=_tell_versions,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     keep_compiled_programs()

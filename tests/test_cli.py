@@ -1,9 +1,11 @@
 """The command line: help a person can follow, one red sentence for an error, exit code 2."""
 
 import json
+import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import qlab
@@ -28,6 +30,13 @@ def test_help_names_every_command(capsys):
 def test_every_command_has_help(command, capsys):
     code, out, _ = said(capsys, command, "--help")
     assert code == 0 and "Usage" in out and len(out.splitlines()) > 5
+
+
+def test_version(capsys):
+    code, out, err = said(capsys, "--version")
+    versions = [qlab.__version__, jax.__version__, platform.python_version()]
+    assert (code, err) == (0, "")
+    assert out == "qlab {}, jax {}, Python {}\n".format(*versions)
 
 
 def test_explain(capsys):
