@@ -38,6 +38,7 @@ from qlab.models.provenance import weights_hash
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear, as_array
 from qlab.qtensor import QTensor, dequantize, fit, quantize
+from qlab.suggest import counted
 
 # The paper's numbers, as it prints them: perplexity on WikiText-2 of OPT-1.3B, 6.7B and 13B. None
 # of them is measured here.
@@ -397,15 +398,15 @@ def tail(model: Any, given: argparse.Namespace) -> list[str]:
         width: ", ".join(f"{count_of(share, width)}" for share in given.shares) for width in widths
     }
     short = [
-        f"{number} linears of width {width}"
+        f"{counted(number, 'linear')} of width {width}"
         for width, number in widths.items()
         if spec_of(width).block != GROUPS[0]
     ]
     differ = [
         f"the model is {model.name or given.model!r}, the paper's are OPT-1.3B to OPT-13B",
         "scored on four bundled texts, the paper's on WikiText-2",
-        f"calibrated on {given.calibration:,} tokens of {', '.join(given.text)}, the paper on the "
-        "Pile",
+        f"calibrated on {counted(given.calibration, 'token')} of {', '.join(given.text)}, "
+        "the paper on the Pile",
         "computed in float32, the paper's in float16",
     ]
     if short:
@@ -417,13 +418,14 @@ def tail(model: Any, given: argparse.Namespace) -> list[str]:
             "the outliers are constructed: a norm's gain times 50, its consumers' columns divided "
             "by 50: beside its neighbours such a column is less than a step"
         )
+    windows = counted(given.tokens // given.context, "window")
     of_width = "; ".join(f"{c} of {w}" for w, c in counts.items())
     shares = ", ".join(f"{share:g}" for share in given.shares)
     return [
         "",
         "paper: printed in Lin et al. 2023, arXiv 2306.00978, Tables 1 and 2; not measured here.",
         f"channels for shares of {shares} %: {of_width}.",
-        f"here: {given.tokens // given.context} windows of {given.context} tokens of each text; ± "
+        f"here: {windows} of {given.context} tokens of each text; ± "
         "is one standard error, in differences of the same windows in pairs; s = 1 is RTN.",
         "Not as in the paper:",
         *(f"  · {said}" for said in differ),

@@ -27,6 +27,7 @@ import numpy as np
 
 import qlab
 from qlab.cli import keep_compiled_programs
+from qlab.suggest import counted
 
 # The paper's numbers, as it prints them, for OPT-125M on WikiText-2. None of them is measured here.
 PAPER = {"float": "27.65", "RTN 4": "37.28", "GPTQ 4": "31.12", "RTN 3": "1.3e3", "GPTQ 3": "53.85"}
@@ -172,8 +173,8 @@ def segments(documents: list[str], tokenizer: Any, samples: int, context: int) -
         if len(rows) == samples:
             return np.array(rows, np.int32)
     raise ValueError(
-        f"{DRAWS * samples} draws from {len(documents)} documents gave {len(rows)} of {samples} "
-        f"segments: the others have no more than {context} tokens"
+        f"{DRAWS * samples} draws from {counted(len(documents), 'document')} gave {len(rows)} "
+        f"of {samples} segments: the others have no more than {context} tokens"
     )
 
 
@@ -236,7 +237,7 @@ def differences(model: Any, given: argparse.Namespace, context: int) -> list[str
     if given.evaluation:
         found.append(f"scored on {given.evaluation.name}, the paper on WikiText-2's test text")
     if given.samples != SAMPLES:
-        found.append(f"{given.samples} segments, the paper's {SAMPLES}")
+        found.append(f"{counted(given.samples, 'segment')}, the paper's {SAMPLES}")
     if context != CONTEXT:
         found.append(f"{context} tokens in a window, the paper's {CONTEXT}")
     if given.tokens:
@@ -259,8 +260,9 @@ def table(found: dict[str, Any], differ: list[str]) -> str:
     tail = [
         "",
         "paper: printed in Frantar et al. 2022, arXiv 2210.17323; not measured here.",
-        f"here: {score.windows} windows, {score.tokens} tokens scored, text sha256 "
-        f"{score.text_hash[:16]}, weights {some.weights_hash[:16]}; ± is one standard error.",
+        f"here: {counted(score.windows, 'window')}, {counted(score.tokens, 'token')} scored, text "
+        f"sha256 {score.text_hash[:16]}, weights {some.weights_hash[:16]}; ± is one standard "
+        "error.",
         "Not as in the paper:",
         *(f"  · {line}" for line in differ),
     ]

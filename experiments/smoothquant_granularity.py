@@ -29,6 +29,7 @@ from qlab.cli import keep_compiled_programs
 from qlab.formats import INT8
 from qlab.methods.smoothquant import LEVELS
 from qlab.models import with_outliers
+from qlab.suggest import counted
 
 # The paper's numbers, as it prints them: average accuracy in percent, OPT-6.7B and OPT-13B. None of
 # them is measured here, and they are no perplexities.
@@ -165,8 +166,8 @@ def differences(model: Any, given: argparse.Namespace) -> list[str]:
     found = [
         f"the model is {model.name or given.model!r}, the paper's are OPT-6.7B to OPT-175B",
         "measured are perplexity and divergence, in the paper's table average accuracy",
-        f"calibrated on {given.calibration:,} tokens of the bundled {given.text} text, the paper "
-        "on 512 sentences of the Pile",
+        f"calibrated on {counted(given.calibration, 'token')} of the bundled {given.text} text, "
+        "the paper on 512 sentences of the Pile",
         "inputs of all linears are quantized, smoothed only those that come out of a norm",
         "computed in float32 outside the integer products, the paper's in float16",
     ]
@@ -198,8 +199,8 @@ def table(found: dict[str, Any], given: argparse.Namespace, differ: list[str]) -
         "per tensor, per token, per channel: dynamic. static, α: one scale for all text, found on "
         "the calibration text; α: SmoothQuant at level O3.",
         f"products of integers: {integers(given)}.",
-        f"here: {score.windows} windows, {score.tokens} tokens scored, text sha256 "
-        f"{score.text_hash[:16]}; ± is one standard error.",
+        f"here: {counted(score.windows, 'window')}, {counted(score.tokens, 'token')} scored, text "
+        f"sha256 {score.text_hash[:16]}; ± is one standard error.",
         "Not as in the paper:",
         *(f"  · {line}" for line in differ),
     ]

@@ -25,6 +25,7 @@ import qlab
 from qlab.cache import cache_dir
 from qlab.io.safetensors import spec_to_json
 from qlab.models.provenance import code_hash, versions, weights_hash
+from qlab.suggest import counted
 
 TEXTS = ("english", "korean")
 CONTEXT = 256
@@ -102,7 +103,8 @@ def _load(name: str, console: Console) -> Any:
             model = qlab.load("tiny")
     config = model.config
     console.print(
-        f"[bold]{model.name}[/]: {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"[bold]{model.name}[/]: {counted(config.num_hidden_layers, 'layer')} of width "
+        f"{config.hidden_size}, "
         f"a vocabulary of {config.vocab_size:,}",
         highlight=False,
     )
@@ -161,8 +163,8 @@ def _kept(
         if not made.exists():
             what = f"{batches.count:,} tokens go through" if text is not None else "going through"
             console.print(
-                f"  {name}: {what} {len(model.layers)} blocks; the result is kept for next time, "
-                "and a run that stops goes on where it was",
+                f"  {name}: {what} {counted(len(model.layers), 'block')}; the result is kept for "
+                "next time, and a run that stops goes on where it was",
                 style="dim",
                 highlight=False,
             )

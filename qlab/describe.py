@@ -78,7 +78,7 @@ def _block_words(block: int | tuple[int, int] | str) -> str:
     if block == "tensor":
         return "the whole tensor"
     if isinstance(block, int):
-        return f"every {block} weights of a row"
+        return f"every {block} weights of a row" if block > 1 else "each weight of a row"
     return f"every {block[0]} × {block[1]} tile"
 
 
@@ -126,7 +126,7 @@ def sentence(spec: Spec) -> str:
     article = "an" if bits.startswith("8") else "a"
     words = f"Each weight is {article} {bits}-bit code of {format_words(spec.format)}"
     if shared:
-        singular = spec.block in ("row", "tensor") or isinstance(spec.block, tuple)
+        singular = spec.block in ("row", "tensor", 1) or isinstance(spec.block, tuple)
         verb = "shares" if singular else "share"
         words += f"; {_block_words(spec.block)} {verb} " + " and ".join(shared) + ","
     return f"{words} and the weight is {formula}."
@@ -180,7 +180,8 @@ def picture(spec: Spec) -> str:
         if p.what == "code":
             drawn = f"[{fields(spec.format)}]  each weight"
         else:
-            owner = "once" if p.count == math.inf else f"every {p.count:g} weights"
+            owner = "each weight" if p.count == 1 else f"every {p.count:g} weights"
+            owner = "once" if p.count == math.inf else owner
             drawn = f"[{p.each:g} bits]  {owner}"
         cost = "      0" if p.count == math.inf else f"{p.bits:7.4f}"
         lines.append(f"{p.what:{widths[0]}}  {p.stored:{widths[1]}}  {cost}  {drawn}")

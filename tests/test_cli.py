@@ -10,6 +10,7 @@ import pytest
 
 import qlab
 from qlab.cli import _settings, _texts, main
+from qlab.formats import INT4
 
 COMMANDS = ["demo", "evaluate", "compare", "quantize", "inspect", "explain", "lab", "figures"]
 
@@ -167,3 +168,15 @@ def test_errors_name_options(tmp_path, capsys, monkeypatch):
     file.write_text("a few words")
     code, _, err = said(capsys, *command, "--calibration", str(file))
     assert code == 2 and "--calibration-tokens takes fewer, and --context shorter" in err
+
+
+def test_one_of_a_thing_has_no_s(capsys):
+    """A count of one in a table, in the words of a format, and in an error."""
+    code, out, _ = said(capsys, "evaluate", "tiny", "--tokens", "64", "--context", "64")
+    assert code == 0 and "1 window, 63 tokens scored" in " ".join(out.split())
+    tiny = qlab.load("tiny")
+    one = qlab.compare([qlab.evaluate(tiny, texts="english", tokens=64, context=64)], show=False)
+    assert "1 row on" in repr(one)
+    code, _, err = said(capsys, "evaluate", "tiny", "--tokens", "1")
+    assert code == 2 and "a context of 1 token is" in err
+    assert "every 1 " not in str(qlab.explain(qlab.Spec(INT4, 1)))

@@ -180,6 +180,15 @@ def test_block_that_does_not_divide_names_layer_numbers_and_the_way_out():
     assert kinds(run(only_down))["layers.0.mlp.down_proj"] == "int4_g128"
 
 
+def test_one_linear_is_no_linears():
+    report = run({"layers.0.mlp.up_proj": "int4_g64"}).report
+    assert " 1 linear at 4.25 bits" in str(report)
+    assert "<summary>1 layer</summary>" in report._repr_html_()
+    first = run({"layers.0.mlp.up_proj": "int4_g64"})
+    both = run({"layers.0.mlp.gate_proj": "int4_g64"}, model=first).report
+    assert "1 linear keeps the codes it came with: layers.0.mlp.up_proj" in both.notes
+
+
 def test_unknown_names_suggest_the_nearest():
     refuse("int4_g46", "no Spec is called 'int4_g46': did you mean 'int4_g64'")
     refuse("int4_g64", "'rnt' is unknown: did you mean 'rtn'", method="rnt")
@@ -213,7 +222,7 @@ def test_a_method_of_ones_own_is_checked():
         q = rtn(w, stats, spec)
         return q.replace(scale=q.scale.at[0].set(jnp.nan))
 
-    refuse("int4_g64", "weights that are NaN or Inf", method=broken)
+    refuse("int4_g64", r"returned NaN or Inf in \d+ weights", method=broken)
 
 
 def test_a_method_that_changes_the_spec_is_reported():

@@ -12,6 +12,7 @@ import numpy as np
 
 from qlab.evaluation.bars import FEWEST_WINDOWS, Estimate, bootstrap
 from qlab.evaluation.result import Evaluation, escape, records
+from qlab.suggest import counted
 
 COLUMNS = (
     "model",
@@ -172,7 +173,9 @@ class Comparison:
         return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
 
     def __repr__(self) -> str:
-        return f"<Comparison of {len(self.rows)} rows on {identity(self.rows[0])['texts']}>"
+        return (
+            f"<Comparison of {counted(len(self.rows), 'row')} on {identity(self.rows[0])['texts']}>"
+        )
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
@@ -192,7 +195,8 @@ class Comparison:
 
 def _heading(score: Any) -> str:
     few = "" if score.windows >= FEWEST_WINDOWS else ", no bars: too little text"
-    return f"{score.name}: {score.windows} windows, {score.tokens:,} tokens scored{few}"
+    windows, tokens = counted(score.windows, "window"), counted(score.tokens, "token")
+    return f"{score.name}: {windows}, {tokens} scored{few}"
 
 
 def _cells(row: Evaluation, text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qlab.suggest import near
+from qlab.suggest import counted, near
 
 PROTOCOLS = ("gptq", "llama.cpp")
 DEFAULT_CONTEXT = {"gptq": 2048, "llama.cpp": 512}
@@ -109,15 +109,18 @@ def cut(
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens={tokens} is less than 1")
     if context < 4:
-        raise ValueError(f"a context of {context} tokens is too short: at least 4")
+        raise ValueError(f"a context of {counted(context, 'token')} is too short: at least 4")
     ids = list(tokenizer.encode(text))
     if tokens is not None and tokens > len(ids):
-        raise ValueError(f"the text {name!r} has {len(ids)} tokens, fewer than tokens={tokens}")
+        raise ValueError(
+            f"the text {name!r} has {counted(len(ids), 'token')}, fewer than tokens={tokens}"
+        )
     wanted = len(ids) if tokens is None else tokens
     count = wanted // context
     if count == 0:
         raise ValueError(
-            f"the text {name!r} gives {wanted} tokens, shorter than one window of {context}"
+            f"the text {name!r} gives {counted(wanted, 'token')}, shorter than one window of "
+            f"{context}"
         )
     used = count * context
     table = np.array(ids[:used], np.int32).reshape(count, context)

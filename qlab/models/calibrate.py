@@ -23,6 +23,7 @@ from qlab.models.surgery import get
 from qlab.models.taps import through
 from qlab.models.transformer import Transformer
 from qlab.stats import Stats
+from qlab.suggest import counted
 
 CONTEXT = 512  # tokens in a sequence, where nothing else is asked for
 SHOWN = 40  # characters of a wrong argument in an error
@@ -135,8 +136,8 @@ def calibration_batches(
     wanted = tokens // length
     if wanted < len(named):
         raise ValueError(
-            f"tokens={tokens} are {max(wanted, 0)} sequences of {length}, "
-            f"fewer than one for each of {len(named)} text(s)"
+            f"tokens={tokens} make {counted(max(wanted, 0), 'sequence')} of {length}, "
+            f"fewer than one for each of {counted(len(named), 'text')}"
         )
     windows = []
     for i, (name, text) in enumerate(named.items()):
@@ -226,8 +227,8 @@ def _windows(
     have = len(ids) // length
     if have < count:
         raise ValueError(
-            f"the text {name!r} has {have} sequences of {length} tokens, fewer than its share of "
-            f"{count}: calibration_batches(model, …, tokens=…) takes fewer"
+            f"the text {name!r} has {counted(have, 'sequence')} of {length} tokens, fewer than its "
+            f"share of {count}: calibration_batches(model, …, tokens=…) takes fewer"
             + ("" if have else ", and context=… shorter ones")
         )
     start = int(rng.integers(len(ids) % length + 1))
@@ -287,7 +288,9 @@ def _masks(mask: Any, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """One mask for each sequence, as long as it is."""
     masks = [np.asarray(row) for row in _listed("attention_mask", mask, "a mask for each sequence")]
     if len(masks) != len(rows):
-        raise ValueError(f"attention_mask has {len(masks)} sequences, input_ids has {len(rows)}")
+        raise ValueError(
+            f"attention_mask has {counted(len(masks), 'sequence')}, input_ids has {len(rows)}"
+        )
     for i, (real, row) in enumerate(zip(masks, rows, strict=True)):
         if real.shape != row.shape:
             raise ValueError(

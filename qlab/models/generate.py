@@ -16,6 +16,7 @@ import numpy as np
 
 from qlab.models.surgery import dense
 from qlab.models.transformer import Transformer
+from qlab.suggest import counted
 
 CHAT = "<|im_start|>{role}\n{text}<|im_end|>\n"  # ChatML
 SYSTEM = (
@@ -156,7 +157,9 @@ def _prompt_ids(model: Transformer, prompt: str, chat: bool) -> list[int]:
         raise ValueError("the prompt is empty")
     context = model.config.max_position_embeddings
     if len(ids) >= context:
-        raise ValueError(f"the prompt has {len(ids)} tokens, the model's context {context}")
+        raise ValueError(
+            f"the prompt has {counted(len(ids), 'token')}, the model's context {context}"
+        )
     return ids
 
 

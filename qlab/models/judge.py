@@ -24,6 +24,7 @@ from qlab.models.transformer import Linear, as_array
 from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize
 from qlab.specs import name_of
 from qlab.stats import Stats, output_error
+from qlab.suggest import counted
 
 # A clipping threshold is judged on a linear's own output, and attention multiplies q by k: AWQ's
 # program leaves both as they are.
@@ -94,7 +95,7 @@ def _check_result(path: str, task: Task, q: Any, w: jax.Array) -> None:
         raise ValueError(f"{who} a QTensor of shape {q.shape} for weights {w.shape} ({path})")
     wrong = int(jnp.sum(~jnp.isfinite(dequantize(q))))
     if wrong:
-        raise ValueError(f"{who} {wrong} weights that are NaN or Inf ({path})")
+        raise ValueError(f"{who} NaN or Inf in {counted(wrong, 'weight')} ({path})")
 
 
 def _losses(

@@ -19,7 +19,7 @@ from qlab.methods import METHODS
 from qlab.models.transformer import Linear, Transformer
 from qlab.qtensor import QTensor, Spec
 from qlab.specs import find, name_of
-from qlab.suggest import near
+from qlab.suggest import counted, near
 
 Rule = Spec | str | Mapping[str, Spec | str | None] | Callable[[str], Spec | str | None]
 Run = Callable[..., QTensor]
@@ -160,7 +160,8 @@ def make_plan(
             run, taken(run, hyper), spec, None if how is None else activations.find(how)
         )
     if layers and not any(plan.values()):
-        raise ValueError(f"nothing is quantized: all {len(plan)} linears are skipped or left float")
+        all_of_them = f"{counted(len(plan), 'linear')}, skipped or left float"
+        raise ValueError(f"nothing is quantized: the model has {all_of_them}")
     check_hyper(dict.fromkeys(task.run for task in plan.values() if task), hyper)
     return plan
 

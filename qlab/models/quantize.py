@@ -34,7 +34,7 @@ from qlab.models.transformer import Label, Linear, Transformer
 from qlab.observers import static
 from qlab.qtensor import QTensor, dequantize
 from qlab.stats import Stats
-from qlab.suggest import near
+from qlab.suggest import counted, near
 
 
 def quantize_model(
@@ -224,9 +224,9 @@ def _origin(job: Job, mode: str, kinds: Mapping[str, Batches]) -> tuple[str, ...
     inputs = "the float model's inputs"
     if mode == "quantized":
         inputs = "each stage reading what the quantized layers before it put out"
-    line = f"calibrated on {text.count:,} tokens ({domains}), {inputs}"
+    line = f"calibrated on {counted(text.count, 'token')} ({domains}), {inputs}"
     if "held_out" in kinds:
-        line += f"; judged also on {kinds['held_out'].count:,} tokens held out"
+        line += f"; judged also on {counted(kinds['held_out'].count, 'token')} held out"
     return (line,)
 
 
@@ -344,7 +344,9 @@ def _label(
     left = [path for path, task in job.plan.items() if task is None]
     before = [path for path in left if isinstance(layers[path].weight, QTensor)]
     if before:
-        notes = (*notes, f"{len(before)} linears keep the codes they came with: {before[0]} …")
+        keep = "keeps the codes it" if len(before) == 1 else "keep the codes they"
+        some = before[0] + (" …" if before[1:] else "")
+        notes = (*notes, f"{counted(len(before), 'linear')} {keep} came with: {some}")
     report = Report(
         model=model.name,
         method=job.method,
@@ -370,4 +372,4 @@ def _inputs_said(job: Job) -> list[str]:
             how = "products of integers" if integer(task.spec, task.act) else "float products"
             line = f"inputs {act_name(task.act)}, {how}; the losses are those of the weights alone"
             found[line] = found.get(line, 0) + 1
-    return [f"{count} linears: {line}" for line, count in found.items()]
+    return [f"{counted(count, 'linear')}: {line}" for line, count in found.items()]

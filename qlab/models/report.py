@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from qlab.suggest import counted
+
 WORSE = 1.001  # less than this beyond RTN's loss is the noise of float32 sums
 MANY = 6  # warnings of one kind that are spelt out
 
@@ -145,8 +147,8 @@ class Report:
                 key = (row.path.rpartition(".")[2], row.tokens, row.shape[-1])
                 found[key] = found.get(key, 0) + 1
         return [
-            f"{count} × {kind} saw {tokens:,} tokens, fewer than their {width:,} inputs: H has not "
-            "full rank, the damping decides the rest"
+            f"{count} × {kind} saw {counted(tokens, 'token')}, fewer than their "
+            f"{counted(width, 'input')}: H has not full rank, the damping decides the rest"
             for (kind, tokens, width), count in found.items()
         ]
 
@@ -183,15 +185,17 @@ class Report:
         short = _table([HEADER, *_summary(self.layers)])
         marks = {i for i, row in enumerate(self.layers) if row.worse_than_rtn}
         full = _table([HEADER, *(_cells(row.path, [row], row.spec) for row in self.layers)], marks)
+        many = len(self.layers) > 1
+        layers = ("all " if many else "") + counted(len(self.layers), "layer")
         warnings = _list([f"⚠ {warning}" for warning in _some(self.warnings)])
         return (
             f"<p>{html.escape(self._title())}</p>{warnings}{short}{_list(self._notes())}"
-            f"<details><summary>all {len(self.layers)} layers</summary>{full}</details>"
+            f"<details><summary>{layers}</summary>{full}</details>"
         )
 
     def _title(self) -> str:
         return (
-            f"{self.model}: {self.method}, {self.spec}, {len(self.layers)} linears at "
+            f"{self.model}: {self.method}, {self.spec}, {counted(len(self.layers), 'linear')} at "
             f"{self.bits_per_weight:.4g} bits per weight"
         )
 
@@ -216,7 +220,8 @@ class Report:
                 f" to {max(ratios):.2g}" if max(ratios) > min(ratios) else ""
             )
             notes.append(
-                f"input channels of {len(scaled)} linears scaled at {span}, folded into {into}"
+                f"input channels of {counted(len(scaled), 'linear')} scaled at {span}, folded "
+                f"into {into}"
             )
         said: dict[str, list[str]] = {}
         for row in self.layers:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qlab.models.report import WORSE
 from qlab.plots.style import COLOURS, new, styled
+from qlab.suggest import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -239,7 +240,8 @@ def _summary(rows: Sequence[Mapping[str, Any]], measured: bool) -> str:
     field = "loss" if measured else "error"
     top = max(rows, key=lambda row: row.get(field) or 0.0)
     if not len(known) or (known == 1).all():
-        return f"{len(rows)} linears; the largest error: {_short(top)}, {top.get(field) or 0:.2g}"
+        error = f"the largest error: {_short(top)}, {top.get(field) or 0:.2g}"
+        return f"{counted(len(rows), 'linear')}; {error}"
     beside = f", held out {np.median(held):.2f} ×" if len(held) else ""
     bad = {}
     for row, i, times in worse(rows):
@@ -269,6 +271,6 @@ def _alternative(head: str, rows: Sequence[Mapping[str, Any]], words: str) -> st
     rungs = [f"{row['path']} (rung {row['rung']})" for row in rows if row.get("rung")]
     dead = [f"{row['path']} ({row['dead']})" for row in rows if row.get("dead")]
     extra = (("Worse than RTN", bad), ("Damping raised", rungs), ("Dead channels", dead))
-    return f"{head}. {len(rows)} linears: {', '.join(said)}. {words}." + "".join(
+    return f"{head}. {counted(len(rows), 'linear')}: {', '.join(said)}. {words}." + "".join(
         f" {name}: {', '.join(found)}." for name, found in extra if found
     )
