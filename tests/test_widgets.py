@@ -589,3 +589,41 @@ def test_run_shows_its_error():
 def test_a_widget_refuses_what_is_no_model():
     with pytest.raises(ValueError, match="takes a model, .* not 'tiny'"):
         qlab.widgets.weights("tiny")
+
+
+# ---- what a widget does not know
+
+
+def made(name, source, quantized_tiny, **chosen):
+    given = {"formats": (), "report": (quantized_tiny,)}.get(name, (source,))
+    return getattr(qlab.widgets, name)(*given, **chosen)
+
+
+@pytest.mark.parametrize("name", list(WIDGETS))
+def test_an_unknown_keyword_names_the_nearest(name, source, quantized_tiny):
+    """The base class tells it, for every widget of the gallery and whatever its state holds."""
+    widget = made(name, source, quantized_tiny)
+    for field in vars(widget.state):
+        with pytest.raises(ValueError, match=f"no setting '{field}x': did you mean '{field}'"):
+            made(name, source, quantized_tiny, **{f"{field}x": 1})
+    with pytest.raises(ValueError, match="no control 'colour': "):
+        widget.set(colour=1)
+
+
+@pytest.mark.parametrize("name", [name for name in WIDGETS if name != "formats"])
+def test_an_unknown_layer_names_the_nearest(name, source, quantized_tiny):
+    wrong, near = "layers.1.self_attn.k_pro", f"did you mean '{LAYER}'"
+    with pytest.raises(ValueError, match=near):
+        made(name, source, quantized_tiny, layer=wrong)
+    widget = made(name, source, quantized_tiny)
+    before = widget.state
+    with pytest.raises(ValueError, match=near):
+        widget.set(layer=wrong)
+    assert widget.state == before
+
+
+def test_a_control_offers_only_its_options(source):
+    with pytest.raises(ValueError, match="block has no 77: known are 16, 32, 64, 128, row, tensor"):
+        weights(source, block=77)
+    with pytest.raises(ValueError, match="bits has no 9: known are 2"):
+        weights(source).set(bits=9)

@@ -17,7 +17,9 @@ from typing import Any
 import ipywidgets
 
 from qlab.plots.svg import Picture
+from qlab.suggest import near
 from qlab.widgets.controls import with_help
+from qlab.widgets.known import check_offered, settings_of
 from qlab.widgets.view import View, WithPicture
 
 
@@ -55,6 +57,14 @@ class Live(WithPicture):
         for control in self.controls.values():
             control.observe(self._changed, "value")
 
+    def __new__(cls, *args: Any, **chosen: Any) -> Live:
+        """Refuses a keyword that the widget's state does not have, before anything is built."""
+        known = settings_of(cls)
+        for name in chosen:
+            if known and name not in known:
+                raise ValueError(f"{cls.__name__} has no setting {name!r}: {near(name, known)}")
+        return super().__new__(cls, *args, **chosen)
+
     @property
     def state(self) -> Any:
         """What is chosen now."""
@@ -84,15 +94,16 @@ class Live(WithPicture):
         """Moves several controls and draws once.
 
         Raises:
-            ValueError: for a name that is no control.
+            ValueError: a name that is no control, or a value that it does not offer.
         """
         self._quiet = True
         try:
             for name, value in values.items():
                 if name not in self.controls:
-                    known = ", ".join(self.controls)
-                    raise ValueError(f"there is no control {name!r}; there are {known}")
-                self.controls[name].value = value
+                    raise ValueError(f"there is no control {name!r}: {near(name, self.controls)}")
+                control = self.controls[name]
+                check_offered(name, getattr(control, "options", None), value)
+                control.value = value
         finally:
             self._quiet = False
         self.view.svg = self.draw(self.state).svg()

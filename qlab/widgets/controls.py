@@ -13,6 +13,7 @@ from typing import Any
 import ipywidgets
 
 from qlab.plots.widget_words import say
+from qlab.widgets.known import check_offered
 
 # What each control is for, in a line; a name means the same in every widget.
 HELP = {
@@ -40,6 +41,10 @@ HELP = {
     "constructed outliers": "A few inputs 50 times larger, their weights smaller.",
     "ratio r": "0: plain rounding. Larger: large inputs protected more.",
     "input channel": "By its place: 0 has the largest inputs.",
+    "granularity": "How many inputs share one scale.",
+    "alpha α": "0: the inputs keep their outliers. 1: all go to W.",
+    "channel of X": "By its place: 0 has the largest max|X|.",
+    "token": "Whose inputs lie on the int8 grid.",
     "scale": "By what the largest weight is divided.",
     "range, %": "Below 100: finer steps, but the largest saturate.",
     "zero point": "Levels from the least to the largest weight.",
@@ -60,12 +65,15 @@ def _common(name: str, lang: str) -> dict[str, Any]:
 
 def choice(name: str, options: Iterable, value: Any, lang: str) -> ipywidgets.Dropdown:
     """One of many: a drop-down list."""
-    return ipywidgets.Dropdown(options=list(options), value=value, **_common(name, lang))
+    options = list(options)
+    check_offered(name, options, value)
+    return ipywidgets.Dropdown(options=options, value=value, **_common(name, lang))
 
 
 def steps(name: str, options: Iterable, value: Any, lang: str) -> ipywidgets.SelectionSlider:
     """One of a few in order: a slider over them."""
     options = list(options)
+    check_offered(name, options, value)
     return ipywidgets.SelectionSlider(options=options, value=value, **_common(name, lang))
 
 
