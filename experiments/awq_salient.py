@@ -293,6 +293,8 @@ def before(path: Path | None, facts: dict[str, Any]) -> dict[str, Evaluation]:
     if path is None or not path.exists():
         return {}
     said = json.loads(path.read_text())
+    if not (isinstance(said, dict) and {"protocol", "measured"} <= said.keys()):
+        raise ValueError(f"{path} holds no rows of this experiment: give another --out")
     for name, value in facts.items():
         if (old := said["protocol"].get(name)) != value:
             raise ValueError(

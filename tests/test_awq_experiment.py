@@ -13,6 +13,7 @@ import pytest
 import qlab
 from qlab.models.surgery import linears
 from qlab.models.transformer import as_array
+from tests.models_for_tests import OPT_CONFIG, random_model, write_hub_folder
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "awq_salient.py"
 SMALL = ["--tokens", "1024", "--context", "64", "--calibration", "1024", "--shares", "1"]
@@ -76,6 +77,16 @@ def test_the_tables_of_the_constructed_outliers(script, tmp_path, capsys, monkey
     assert script.main([*run, "--tokens", "512"]) == 2
     assert "tokens 1024, now it is 512" in capsys.readouterr().err
     assert json.loads(out.read_text())["measured"]["RTN"] == after
+
+
+@pytest.mark.slow  # compiles another architecture
+def test_a_folder_with_opt(script, tmp_path, capsys):
+    """As the hub lays it out; its linears are 64 and 128 wide."""
+    write_hub_folder(random_model(OPT_CONFIG, scale=4.0), tmp_path, eos_token_id=2)
+    assert script.main(["--model", str(tmp_path), *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert "groups of 64 where 128 does not divide: 10 linears of width 64" in said
+    assert "1 of 64; 1 of 128" in said
 
 
 def test_kept_channels_are_float_and_the_others_those_of_rtn(script, model, stats):
@@ -151,6 +162,15 @@ def test_steps_are_a_seventh_of_the_range_of_their_group(script, model, stats, s
         assert (r[~special] == 1).all()
         assert found["salient"]["groups"] == special.sum()
         assert found["salient"]["step"] == pytest.approx(r[special].mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("other", ["[]", "{}", "not JSON"])
+def test_another_file_is_left_alone(script, tmp_path, capsys, other):
+    out = tmp_path / "other.json"
+    out.write_text(other)
+    assert script.main([*SMALL, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert len(said.err.strip().splitlines()) == 1 and said.out == "" and out.read_text() == other
 
 
 def test_groups_of_128_where_they_fit(script):
