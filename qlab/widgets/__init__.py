@@ -11,6 +11,7 @@ from qlab.widgets.formats import formats
 from qlab.widgets.gallery import gallery
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.report import report
+from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source
 from qlab.widgets.weights import weights
 
@@ -22,5 +23,6 @@ __all__ = [
     "gallery",
     "gptq_steps",
     "report",
+    "smoothquant",
     "weights",
 ]

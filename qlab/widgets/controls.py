@@ -43,7 +43,7 @@ HELP = {
     "input channel": "By its place: 0 has the largest inputs.",
     "granularity": "How many inputs share one scale.",
     "alpha α": "0: the inputs keep their outliers. 1: all go to W.",
-    "channel of X": "By its place: 0 has the largest max|X|.",
+    "channel j": "By its place: 0 has the largest max|X|.",
     "token": "Whose inputs lie on the int8 grid.",
     "scale": "By what the largest weight is divided.",
     "range, %": "Below 100: finer steps, but the largest saturate.",

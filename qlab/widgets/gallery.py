@@ -19,6 +19,7 @@ from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.report import report
+from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source, source_of
 from qlab.widgets.view import WithPicture
 from qlab.widgets.weights import weights
@@ -49,6 +50,11 @@ WIDGETS = {
         awq_curve,
         "AWQ's one number: how strongly large inputs are protected, who pays for it, "
         "and where it is best.",
+    ),
+    "smoothquant": (
+        smoothquant,
+        "SmoothQuant's one number: how far the inputs' outliers move into the weights, "
+        "and what INT8 products gain by it.",
     ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),

@@ -142,6 +142,30 @@ def test_awq_curve(lab):
     notebook.close()
 
 
+def test_smoothquant(lab):
+    notebook = opened(lab, "smoothquant", "widgets.smoothquant(model)")
+    both_themes(notebook, "qlab-smoothquant")
+    moves = [("alpha α", "ArrowRight", 6), ("channel j", "ArrowRight", 6)]
+    moves += [("token", "ArrowRight", 6)]
+    measured(notebook, "qlab-smoothquant", moves)
+    assert "α = 0.80" in notebook.label("qlab-smoothquant")
+    page = notebook.page
+    page.locator("[data-pick=bars]").click()
+    page.wait_for_selector(".qlab-smoothquant svg[aria-label*='α = 0.50']")
+    page.locator("[data-pick=curve]").click(position={"x": 1, "y": 50})
+    page.wait_for_selector(".qlab-smoothquant svg[aria-label*='α = 0.00']")
+    notebook.press("qlab-smoothquant", "ArrowRight")  # the curve has kept the focus
+    page.locator("[data-pick=weights]").click(position={"x": 20, "y": 50})
+    page.wait_for_selector(".qlab-smoothquant svg[aria-label^='α = 0.05: X\\'s channel 130 ']")
+    page.locator(".qlab-smoothquant select").nth(1).select_option("static (O3)")
+    page.wait_for_selector(".qlab-smoothquant svg[aria-label*='static.']")
+    page.locator(".qlab-smoothquant input[type=checkbox]").first.click()
+    page.locator(".qlab-smoothquant select").first.select_option("2.mlp.down_proj")
+    page.wait_for_selector(".qlab-smoothquant svg[aria-label^='α = 0.05: X\\'s channel 213 ']")
+    both_themes(notebook, "qlab-smoothquant", "down")
+    notebook.close()
+
+
 def test_report(lab):
     some = "batches=qlab.calibration_batches(model, tokens=4096)"
     report = f"widgets.report(qlab.quantize_model(model, 'gptq', 'int3_g64', {some}))"
