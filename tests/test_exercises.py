@@ -15,6 +15,7 @@ import pytest
 import qlab.exercises as exercises
 from qlab.exercises.judge import judge
 from qlab.formats import INT4, UINT4
+from qlab.methods.awq import awq, awq_candidates
 from qlab.methods.gptq import factor, gptq
 from qlab.qtensor import Spec, bits_per_weight, dequantize, fit, quantize
 from qlab.rules import gptq_asym
@@ -113,6 +114,28 @@ def test_the_solutions_of_gptq_agree_with_the_library():
     diagonal = jnp.array([4.0, 1.0, 0.25])
     found = factor(jnp.diag(diagonal), 0.0)[0]
     np.testing.assert_allclose(right["diagonal_u"](diagonal), found, rtol=1e-6)
+
+
+def test_the_solutions_of_awq_agree_with_the_library():
+    """The exercises put together are AWQ without its cuts: same scale, same weights."""
+    right = {name: e.solution for name, e in ALL.items()}
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(64, 8)) * np.array([1, 9, 2, 1, 4, 1, 1, 1]), jnp.float32)
+    w, stats = jnp.asarray(random.normal(size=(4, 8)), jnp.float32), Stats.from_inputs(x)
+    spec, ratios = Spec(INT4, 8), jnp.arange(20) / 20
+    scales = [right["awq_scale"](stats.mean_abs, r) for r in ratios]
+    np.testing.assert_allclose(scales, awq_candidates([w], stats, [spec])[1], rtol=1e-5)
+    backs = [dequantize(quantize(w * s, spec)) / s for s in scales]
+    losses = jnp.array([[right["output_loss"](w, back, stats.hessian) for back in backs]])
+    best = right["best_ratio"](losses, ratios)
+    q = awq(w, stats, spec, clip=False)
+    np.testing.assert_allclose(q.channel_scale, right["awq_scale"](stats.mean_abs, best), rtol=1e-5)
+    s = q.channel_scale
+    np.testing.assert_allclose(w[:1] * s, right["fold"](jnp.ones(8), w[:1], s)[1])
+    step = fit(w[:1] * s, spec).scale.reshape(())
+    back = right["scaled_round"](w[:1], s, step)
+    np.testing.assert_allclose(back, dequantize(quantize(w[:1] * s, spec)) / s, rtol=1e-5)
+    np.testing.assert_array_equal(right["salient"](stats.mean_abs, 2), [1, 4])
 
 
 def qlab_spec(name):

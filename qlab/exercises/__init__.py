@@ -9,13 +9,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from qlab.exercises.awq import AWQ
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
 from qlab.exercises.start import START
 from qlab.suggest import near
 
-EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ)}
+EXERCISES: dict[str, Exercise] = {
+    exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ, *AWQ)
+}
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]
 

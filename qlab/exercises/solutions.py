@@ -104,3 +104,35 @@ def range_weights(
     """The weights of a group on which its range is fitted."""
     pushed = {"static": 0.0, "reference": earlier, "fresh": earlier + present}
     return w - pushed[group_scale]
+
+
+def salient(size: jax.Array, count: int) -> jax.Array:
+    """The numbers of the channels with the largest inputs, the largest first: (count,)."""
+    return jnp.argsort(-size)[:count]
+
+
+def scaled_round(w: jax.Array, s: jax.Array, step: float) -> jax.Array:
+    """Q(W diag s) diag s⁻¹ on the grid of whole multiples of step."""
+    return jnp.round(w * s / step) * step / s
+
+
+def awq_scale(size: jax.Array, r: float) -> jax.Array:
+    """E|x|^r (in,), centred so that the largest times the smallest is 1."""
+    scale = size**r
+    return scale / jnp.sqrt(scale.max() * scale.min())
+
+
+def best_ratio(losses: jax.Array, ratios: jax.Array) -> jax.Array:
+    """The ratio with the least sum of losses (linears, n) over the linears."""
+    return ratios[losses.sum(axis=0).argmin()]
+
+
+def fold(gain: jax.Array, w: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gain (in,) divided and the weights' columns (out, in) multiplied by s."""
+    return gain / s, w * s
+
+
+def clip(w: jax.Array, share: float) -> jax.Array:
+    """Every row of w cut at ± share · max|w|."""
+    limit = share * jnp.abs(w).max(axis=-1, keepdims=True)
+    return jnp.clip(w, -limit, limit)
