@@ -131,7 +131,7 @@ def test_every_form_of_ids_is_the_same():
         ([[1, -(2**32) + 5]], "token id -4294967291 is not among"),
         (np.array([[1, 2**63 + 7]], np.uint64), "token id 9223372036854775815 is not among"),
         ({"input_ids": [[1, 2], [3]], "attention_mask": [[1], [1, 1]]}, "in sequence 0"),
-        ({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1]]}, "has 1 sequences.* has 2"),
+        ({"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1]]}, "has 1 sequence.* has 2"),
         ({"input_ids": [[1]], "attention_mask": 1}, "attention_mask=1 is not a mask for each"),
         (5, "batches=5 is not a domain.* or lists of token ids"),
         (None, "batches=None is not a domain"),
@@ -182,7 +182,7 @@ def test_numpy_integers_are_integers():
 
 
 def test_bad_sizes():
-    with pytest.raises(ValueError, match="tokens=100 are 0 sequences of 256, fewer than one"):
+    with pytest.raises(ValueError, match="tokens=100 make 0 sequences of 256, fewer than one"):
         calibration_batches(MODEL, "english", tokens=100)
     with pytest.raises(ValueError, match="context 512 is not between 1 and the model's 256"):
         calibration_batches(MODEL, "english", context=512)
@@ -341,7 +341,7 @@ def test_mixed_rules_and_skipped_layers():
     ]
     only_first = run("gptq", skip=["layers.1.*"])
     assert len(only_first.report.layers) == 7 and len(only_first.report.float_layers) == 7
-    with pytest.raises(ValueError, match="nothing is quantized: all 14"):
+    with pytest.raises(ValueError, match="nothing is quantized: the model has 14"):
         run("gptq", lambda path: None)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import ipywidgets
 
@@ -57,7 +57,7 @@ class Live(WithPicture):
         for control in self.controls.values():
             control.observe(self._changed, "value")
 
-    def __new__(cls, *args: Any, **chosen: Any) -> Live:
+    def __new__(cls, *args: Any, **chosen: Any) -> Self:
         """Refuses a keyword that the widget's state does not have, before anything is built."""
         known = settings_of(cls)
         for name in chosen:
