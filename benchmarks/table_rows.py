@@ -91,13 +91,22 @@ def _weights() -> Table:
     for bits in BITS:
         spec, what = _grid(bits), f"{bits} bit g64"
         rows[f"RTN {what}"] = Row("rtn", spec)
+        rows[f"RTN {what} real zero"] = Row("rtn", qlab.specs.hqq(bits))
         rows[f"HQQ {what}"] = Row("hqq", qlab.specs.hqq(bits))
         rows[f"AWQ {what}"] = Row("awq", spec)
         rows[f"GPTQ {what}"] = Row("gptq", spec)
         rows[f"AWQ+GPTQ {what}"] = Row("awq", spec, {"quantizer": "gptq"})
         pairs += [(f"{name} {what}", f"RTN {what}") for name in ("HQQ", "AWQ", "GPTQ", "AWQ+GPTQ")]
         pairs += [(f"AWQ+GPTQ {what}", f"GPTQ {what}")]
-    notes = (GRID, "HQQ: float16 scales and real zero points, `qlab.specs.hqq(bits)`, no text.")
+        pairs += [(f"RTN {what} real zero", f"RTN {what}")]
+        pairs += [(f"HQQ {what}", f"RTN {what} real zero")]
+    notes = (
+        GRID,
+        "HQQ, and RTN with a real zero: float16 scales and real zero points, "
+        "`qlab.specs.hqq(bits)`, no text. Such a grid need not contain 0. Where loud inputs meet "
+        "small weights (SmolLM2, not tiny) that costs more than HQQ's search wins: "
+        '`experiments/README.md`, "Must a grid contain 0?".',
+    )
     return Table(rows, PLAIN, tuple(pairs), notes)
 
 
