@@ -30,7 +30,7 @@ from qlab.stats import Stats, output_error
 if _TYPE_CHECKING:
     from qlab import evaluation, exercises, io, models, plots, widgets
     from qlab.data import texts
-    from qlab.evaluation import compare, evaluate
+    from qlab.evaluation import advise, compare, evaluate
     from qlab.io import save
     from qlab.models import calibrate, calibration_batches, generate, load, quantize_model
 
@@ -46,6 +46,7 @@ _LAZY = {
     "save": "qlab.io",  # a quantized model to a folder
     "texts": "qlab.data",  # the bundled texts
     "evaluate": "qlab.evaluation",  # perplexity, divergence, bars
+    "advise": "qlab.evaluation",  # which file for which memory
     "compare": "qlab.evaluation",  # one table of what is comparable
     "models": None,
     "io": None,
@@ -66,6 +67,7 @@ __all__ = [
     "QTensor",
     "Spec",
     "Stats",
+    "advise",
     "awq",
     "bits_per_weight",
     "calibrate",

@@ -346,6 +346,37 @@ def explain(
     console.print(str(qlab.explain(spec)), markup=False, highlight=False)
 
 
+@app.command()
+def advise(
+    model: Annotated[
+        str, typer.Argument(help="A size such as 70B, a name such as llama-3.1-8b, or a file.")
+    ],
+    memory: Annotated[
+        str | None, typer.Option(help="'24 GB', '24 GiB', '2x24 GB'; default: the hardware's.")
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="'RTX 4090', 'Apple M4 Max', 'CPU DDR5' …, for the speed.")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 8192,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    task: Annotated[
+        str, typer.Option(help="general, 'high stakes', benchmark, math or multilingual.")
+    ] = "general",
+    kv_bits: Annotated[
+        float, typer.Option(help="Of a number in the KV cache: 16, 8.5 (q8_0), 4.5 (q4_0).")
+    ] = 16,
+) -> None:
+    """Which file of a model to download for a memory, with the arithmetic and the evidence.
+
+    Example: qlab advise 70B --memory "24 GB" --context 8192
+    """
+    import qlab
+
+    asked = _load(model) if model == "tiny" or Path(model).exists() else model
+    answer = qlab.advise(asked, memory, hardware, context, batch, task, kv_bits)
+    console.print(str(answer), markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def lab(
     arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to JupyterLab.")] = None,

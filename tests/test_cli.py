@@ -13,6 +13,7 @@ from qlab.cli import _settings, _texts, main
 from qlab.formats import INT4
 
 COMMANDS = ["demo", "evaluate", "compare", "quantize", "inspect", "explain", "lab", "figures"]
+COMMANDS += ["advise"]
 
 
 def said(capsys, *arguments):
@@ -45,6 +46,13 @@ def test_explain(capsys):
     assert code == 0 and "4.25" in out
 
 
+def test_advise(capsys):
+    code, out, _ = said(capsys, "advise", "70B", "--memory", "2x24 GB", "--context", "4096")
+    assert code == 0 and "take Q4_K_M" in out and "4,096 tokens × 1 = 1.34 GB" in out
+    code, out, _ = said(capsys, "advise", "tiny", "--memory", "1 GB", "--kv-bits", "8.5")
+    assert code == 0 and "as loaded" in out
+
+
 @pytest.mark.parametrize(
     "arguments,words",
     [
@@ -55,6 +63,11 @@ def test_explain(capsys):
         (["evaluate", "tiny", "--tokens", "512", "--protocol", "gtpq"], ["gtpq", "gptq"]),
         (["evaluate", "tiny", "--tokens", "many"], ["--tokens", "integer", "--help"]),
         (["explan", "int4_g64"], ["explan", "--help"]),
+        (["advise", "70B"], ["memory", "RTX 4090"]),
+        (["advise", "70B", "--hardware", "RTX 409"], ["RTX 409", "RTX 4090"]),
+        (["advise", "70B", "--memory", "lots"], ["lots", "24 GB"]),
+        (["advise", "llama-70", "--memory", "9"], ["llama-70", "llama-3.1-70b", "70B"]),
+        (["advise", "70B", "--memory", "9", "--task", "maths"], ["maths", "math"]),
         (["inspect", "no_such_file.gguf"], ["no_such_file.gguf"]),
     ],
 )
