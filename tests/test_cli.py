@@ -66,7 +66,7 @@ def test_advise(capsys):
         (["advise", "70B"], ["memory", "RTX 4090"]),
         (["advise", "70B", "--hardware", "RTX 409"], ["RTX 409", "RTX 4090"]),
         (["advise", "70B", "--memory", "lots"], ["lots", "24 GB"]),
-        (["advise", "llama-70", "--memory", "9"], ["llama-70", "llama-3.1-70b", "70B"]),
+        (["advise", "llama-3.1-70", "--memory", "9"], ["llama-3.1-70b", "70B"]),
         (["advise", "70B", "--memory", "9", "--task", "maths"], ["maths", "math"]),
         (["inspect", "no_such_file.gguf"], ["no_such_file.gguf"]),
     ],

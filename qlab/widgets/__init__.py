@@ -5,6 +5,7 @@
 `qlab.plots.widget_*`. Needs anywidget.
 """
 
+from qlab.widgets.advisor import advisor
 from qlab.widgets.awq_curve import awq_curve
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
@@ -17,6 +18,7 @@ from qlab.widgets.weights import weights
 
 __all__ = [
     "Source",
+    "advisor",
     "awq_curve",
     "block_scale",
     "formats",

@@ -47,6 +47,13 @@ HELP = {
     "token": "Whose inputs lie on the int8 grid.",
     "scale": "By what the largest weight is divided.",
     "range, %": "Below 100: finer steps, but the largest saturate.",
+    "model": "Whose size and shape; params or a name.",
+    "hardware": "Gives the speed, and sets its memory.",
+    "memory, GiB": "Of all devices together.",
+    "context": "Tokens that a sequence may have.",
+    "batch": "Sequences at once, each with its own cache.",
+    "KV cache": "Bits of a number that is kept of a token.",
+    "task": "What asks for more bits, or for a warning.",
     "zero point": "Levels from the least to the largest weight.",
 }
 WIDTH = "250px"

@@ -13,6 +13,7 @@ from qlab.models.quantize import quantize_model
 from qlab.models.transformer import Transformer
 from qlab.plots import style
 from qlab.plots.widget_words import say
+from qlab.widgets.advisor import advisor
 from qlab.widgets.awq_curve import awq_curve
 from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
@@ -61,8 +62,16 @@ WIDGETS = {
         "What quantization did to every layer: where it hurts, against plain rounding, and why, "
         "in words.",
     ),
+    "advisor": (
+        lambda source, lang: advisor(None, lang),
+        "Which file to download: every one against your memory, with context, speed and loss.",
+    ),
 }
-ARGUMENTS = {"formats": "", "report": "q"}  # of those that do not take the model itself
+ARGUMENTS = {
+    "formats": "",
+    "report": "q",
+    "advisor": "",
+}  # of those that do not take the model itself
 SCALE = 0.5  # of a thumbnail
 
 

@@ -166,6 +166,26 @@ def test_smoothquant(lab):
     notebook.close()
 
 
+def test_advisor(lab):
+    notebook = opened(lab, "advisor", "widgets.advisor()")
+    both_themes(notebook, "qlab-advisor")
+    moves = [("memory, GiB", "ArrowLeft", 6), ("memory, GiB", "ArrowRight", 6)]
+    moves += [("context", "ArrowRight", 3), ("context", "ArrowLeft", 3), ("batch", "ArrowRight", 3)]
+    measured(notebook, "qlab-advisor", moves)
+    page = notebook.page
+    page.locator(".qlab-advisor select").nth(1).select_option("H100")
+    page.wait_for_selector(".qlab-advisor svg[aria-label^='llama-3.1-70b, H100 80GB: ']")
+    both_themes(notebook, "qlab-advisor", "h100")
+    page.locator(".qlab-advisor select").nth(3).select_option("high stakes")
+    page.wait_for_selector(".qlab-advisor svg[aria-label*='Nothing with 8 bits fits']")
+    page.locator(".qlab-advisor select").first.select_option("llama-3.1-8b")
+    page.wait_for_selector(".qlab-advisor svg[aria-label^='llama-3.1-8b, H100']")
+    page.locator(".qlab-advisor select").nth(2).select_option("4.5, q4_0")
+    page.wait_for_selector(".qlab-advisor svg[aria-label*='BF16, the best of all']")
+    both_themes(notebook, "qlab-advisor", "small")
+    notebook.close()
+
+
 def test_report(lab):
     some = "batches=qlab.calibration_batches(model, tokens=4096)"
     report = f"widgets.report(qlab.quantize_model(model, 'gptq', 'int3_g64', {some}))"
