@@ -75,7 +75,7 @@ def test_sentences():
     assert said("llama-3.1-70b", "2x24 GB") == (
         "Q4_K_M is the best that fits with its context; Q5_K_M is 5.89 GB too large."
     )
-    assert said("llama-3.1-70b", "24 GB").startswith("Only IQ2_XXS fits. A smaller model at 4 bits")
+    assert said("llama-3.1-70b", "24 GB").startswith("Nothing better than IQ2_XXS fits. A smaller")
     assert said("deepseek-v3", "24 GB").endswith("would fit: qwen2.5-32b (Q4_K_M).")
     assert said("deepseek-v3", "0.1 GB").startswith("Nothing suitable fits: Q4_K_M is 403.10 GB")
     assert "Nothing with 8 bits fits" in said("70B", 48, task="high stakes")

@@ -79,7 +79,7 @@ class Advice:
         said = f"{best.file} ({best.bits:.2f} bits a weight)"
         needs = f"{gigabytes(best.need)} of {gigabytes(q.machine.capacity)}"
         if best.bits < WORN:
-            return f"{where}: only {said} fits, {needs}; {self._rather()}"
+            return f"{where}: nothing better than {said} fits, {needs}; {self._rather()}"
         return f"{where}: take {said}, {needs} with {q.context:,} tokens of context."
 
     def _nothing(self) -> str:

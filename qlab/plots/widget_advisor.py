@@ -72,7 +72,10 @@ def sentence(data: Advice, lang: str) -> str:
         words = "Nothing fits; {file} is {gap} too large. A smaller model would fit: {other}."
         return say(words, lang, file=file, gap=gap, other=rather)
     if best.bits < WORN and other:
-        words = "Only {file} fits. A smaller model at 4 bits or more is usually better: {other}."
+        words = (
+            "Nothing better than {file} fits. "
+            "A smaller model at 4 bits or more is usually better: {other}."
+        )
         return say(words, lang, file=best.file, other=rather)
     better = [f for f in data.fits if f.gguf][: data.fits.index(best)]
     if not better:

@@ -264,16 +264,16 @@ KOREAN = {
     "run": "실행",
     "stop": "중지",
     # advisor
-    "Nothing suitable fits: {file} is {gap} too large.": "알맞은 것이 들어가지 않습니다: {file}은 {gap} 넘칩니다.",
+    "Nothing suitable fits: {file} is {gap} too large.": "알맞은 것이 들어가지 않습니다: {file}은(는) {gap} 넘칩니다.",
     "Nothing with {n} bits fits: {file} is {gap} too large. A smaller model: {other}.":
-        "{n}비트로는 들어가지 않습니다: {file}은 {gap} 넘칩니다. 더 작은 모델: {other}.",
+        "{n}비트로는 들어가지 않습니다: {file}은(는) {gap} 넘칩니다. 더 작은 모델: {other}.",
     "Nothing fits; {file} is {gap} too large. A smaller model would fit: {other}.":
-        "아무것도 들어가지 않습니다. {file}은 {gap} 넘칩니다. 더 작은 모델이면 들어갑니다: {other}.",
-    "Only {file} fits. A smaller model at 4 bits or more is usually better: {other}.":
-        "{file}만 들어갑니다. 보통은 4비트 이상인 더 작은 모델이 낫습니다: {other}.",
-    "{file}, the best of all, fits with its context.": "가장 좋은 {file}이 컨텍스트까지 들어갑니다.",
+        "아무것도 들어가지 않습니다. {file}은(는) {gap} 넘칩니다. 더 작은 모델이면 들어갑니다: {other}.",
+    "Nothing better than {file} fits. A smaller model at 4 bits or more is usually better: {other}.":
+        "{file}보다 나은 것은 들어가지 않습니다. 보통은 4비트 이상인 더 작은 모델이 낫습니다: {other}.",
+    "{file}, the best of all, fits with its context.": "가장 좋은 {file}이(가) 컨텍스트까지 들어갑니다.",
     "{file} is the best that fits with its context; {next} is {gap} too large.":
-        "컨텍스트까지 들어가는 것 중 {file}이 가장 좋습니다. {next}은 {gap} 넘칩니다.",
+        "컨텍스트까지 들어가는 것 중 {file}이(가) 가장 좋습니다. {next}은(는) {gap} 넘칩니다.",
     "{file} needs": "{file}에 필요한 메모리",
     "{file} would need": "{file}에 필요했을 메모리",
     "memory for a model": "모델이 쓸 수 있는 메모리",
@@ -293,7 +293,7 @@ KOREAN = {
     "any, no speed": "아무거나, 속도 없음",
     "model": "모델",
     "hardware": "하드웨어",
-    "memory, GiB": "메모리, GiB",
+    "memory": "메모리",
     "context": "컨텍스트",
     "batch": "배치",
     "task": "작업",
@@ -302,9 +302,9 @@ KOREAN = {
     "benchmark": "벤치마크",
     "math": "수학",
     "multilingual": "다국어",
-    "Whose size and shape; params or a name.": "모델의 크기와 모양.",
+    "Whose size and shape.": "모델의 크기와 모양.",
     "Gives the speed, and sets its memory.": "속도를 주고 메모리를 맞춘다.",
-    "Of all devices together.": "모든 장치를 합한 크기.",
+    "GiB of all devices together.": "모든 장치를 합한 GiB.",
     "Tokens that a sequence may have.": "시퀀스 하나의 토큰 수.",
     "Sequences at once, each with its own cache.": "동시에 도는 시퀀스. 캐시는 따로 쓴다.",
     "Bits of a number that is kept of a token.": "토큰마다 남기는 수의 비트.",

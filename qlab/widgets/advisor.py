@@ -41,7 +41,7 @@ class Advisor(Live):
         controls = {
             "model": make.choice("model", self.shapes, s.model, lang),
             "hardware": make.choice("hardware", devices, s.hardware, lang),
-            "memory": make.steps("memory, GiB", MEMORIES, s.memory, lang),
+            "memory": make.steps("memory", MEMORIES, s.memory, lang),
             "context": make.steps("context", contexts, s.context, lang),
             "batch": make.steps("batch", BATCHES, s.batch, lang),
             "kv_bits": make.choice("KV cache", CACHES, s.kv_bits, lang),

@@ -169,7 +169,7 @@ def test_smoothquant(lab):
 def test_advisor(lab):
     notebook = opened(lab, "advisor", "widgets.advisor()")
     both_themes(notebook, "qlab-advisor")
-    moves = [("memory, GiB", "ArrowLeft", 6), ("memory, GiB", "ArrowRight", 6)]
+    moves = [("memory", "ArrowLeft", 6), ("memory", "ArrowRight", 6)]
     moves += [("context", "ArrowRight", 3), ("context", "ArrowLeft", 3), ("batch", "ArrowRight", 3)]
     measured(notebook, "qlab-advisor", moves)
     page = notebook.page
