@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 import qlab
 from qlab.evaluation import advise
 from qlab.evaluation.advise import smaller
-from qlab.evaluation.evidence import ANCHORS, EFFICIENCY, LOSSES, TASKS, WORN
+from qlab.evaluation.evidence import (
+    ANCHORS,
+    EFFICIENCY,
+    LOSSES,
+    PREFILL,
+    PREFILL_WORDS,
+    TASKS,
+    WORN,
+)
 from qlab.evaluation.fits import Question, fit
 from qlab.evaluation.machines import GIB, HARDWARE, machine_of, memory_of
 from qlab.evaluation.memory import size
@@ -285,6 +293,10 @@ def test_a_large_batch_is_bound_by_flops():
 
 def test_efficiencies_enclose_what_was_measured():
     assert all(EFFICIENCY[0] <= anchor.efficiency <= EFFICIENCY[1] for anchor in ANCHORS)
+    opt = 4 * 512 * 2 * 30e9 / 659.9e-3 / 312e12
+    mac = 599.53 * 2 * SHAPES["llama-2-7b"].params / 10.4e12
+    assert PREFILL[0] < opt < mac < PREFILL[1]
+    assert f"{100 * opt:.0f} %" in PREFILL_WORDS[0] and f"{100 * mac:.0f} %" in PREFILL_WORDS[0]
     ppls = [LOSSES[file][0] for file in TYPES if file in LOSSES]
     kls = [LOSSES[file][1] for file in TYPES if file in LOSSES]
     assert ppls == sorted(ppls) and kls == sorted(kls)

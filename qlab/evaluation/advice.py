@@ -13,6 +13,7 @@ from qlab.evaluation.evidence import (
     LOSSES,
     NEWER_WORDS,
     PREFILL,
+    PREFILL_WORDS,
     SLOWER_WORDS,
     SMALL,
     SMALL_WORDS,
@@ -24,7 +25,7 @@ from qlab.evaluation.fits import ROWS, RUNTIME, Fit, Question
 from qlab.evaluation.machines import GB, GIB, OFFLOAD
 
 COLUMNS = (
-    "file", "bits/w", "weights", "KV cache", "together", "spare", "max context", "tokens/s", "KL 8B"
+    "file", "bits/w", "weights GB", "KV GB", "needs GB", "spare GB", "max context", "tokens/s", "KL 8B"
 )  # fmt: skip
 
 
@@ -201,6 +202,8 @@ class Advice:
             few = ", ".join(f"{a.what} {100 * a.efficiency:.0f} %" for a in ANCHORS)
             where = "; ".join(dict.fromkeys(a.source for a in ANCHORS))
             said.append((f"{low:.0f}–{high:.0f} % of the bandwidth are reached: {few}", where))
+            if q.machine.device.flops:
+                said.append(PREFILL_WORDS)
         return tuple(said)
 
     @property
