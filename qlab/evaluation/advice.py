@@ -25,7 +25,8 @@ from qlab.evaluation.fits import ROWS, RUNTIME, Fit, Question
 from qlab.evaluation.machines import GB, GIB, OFFLOAD
 
 COLUMNS = (
-    "file", "bits/w", "weights GB", "KV GB", "needs GB", "spare GB", "max context", "tokens/s", "KL 8B"
+    "file", "bits/w", "weights GB", "KV GB", "needs GB", "spare GB", "max context", "tokens/s",
+    "KL 8B",
 )  # fmt: skip
 
 
