@@ -312,7 +312,7 @@ def _iq4_xs(x: jax.Array, extra: Extra) -> Parts:
     scales = make_iq4(sub, _iq4_weights(sub, importance, _mean_square(x) * 2), IQ4NL.grid)
     d = divide(-ends(scales)[2], 32.0)
     s = jnp.clip(nearest_int(multiply(scales, inverse(d))), -32, 31)
-    step = multiply(s.astype(_F32), d)
+    step = multiply(d, s.astype(_F32))
     codes = nearest_level(multiply(sub, inverse(step)), IQ4NL.grid)
     return Parts(_super_block(codes), half(d, extra.limit), scales=_bytes(s + 32))
 

@@ -76,9 +76,14 @@ def _or_zero(holds: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.where(holds, values, jnp.zeros_like(values))
 
 
+def reciprocal(x: jax.Array) -> jax.Array:
+    """1 / x. Without the unseen zero XLA makes 1 / (n / x) of it x / n, which rounds otherwise."""
+    return 1.0 / (x + jnp.minimum(jnp.abs(x), 0.0))
+
+
 def inverse(x: jax.Array) -> jax.Array:
     """1 / x, and 0 for 0."""
-    return _or_zero(x != 0, divide(jnp.ones_like(x), jnp.where(x == 0, 1.0, x)))
+    return _or_zero(x != 0, reciprocal(jnp.where(x == 0, 1.0, x)))
 
 
 def _best_scale(
@@ -228,7 +233,7 @@ def make_qp(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Ar
     tries = jnp.asarray(_F(0.1) * np.array([i for i in range(-4, 5) if i], _F) + _F(n))
 
     def loss(inv: jax.Array, q: jax.Array) -> jax.Array:
-        scale = divide(jnp.ones_like(inv), inv)
+        scale = reciprocal(inv)
         wrong = x - multiply(scale, q.astype(jnp.float32))
         return sum_in_order(multiply(multiply(weights, wrong), wrong))[0]
 
@@ -281,7 +286,7 @@ def make_qkx(
         return jnp.clip(nearest_int(multiply(x - low, inv)), 0, n)
 
     def loss(q: jax.Array, scale: jax.Array, low: jax.Array) -> jax.Array:
-        wrong = multiply(q, scale) + low - x
+        wrong = multiply(scale, q) + low - x
         wrong = jnp.abs(wrong) if absolute else multiply(wrong, wrong)
         return sum_in_order(multiply(weights, wrong))[0]
 
@@ -301,7 +306,7 @@ def make_qkx(
         return tuple(jnp.where(better, a, b) for a, b in kept)
 
     inv = divide(jnp.float32(n), high - low)
-    scale = divide(jnp.ones_like(inv), inv)
+    scale = reciprocal(inv)
     least = loss(codes(inv, low).astype(jnp.float32), scale, low)
     best = jax.lax.fori_loop(0, count + 1, attempt, (least, scale, low, inv, low))
     _, scale, minimum, inv, low = best
@@ -347,6 +352,6 @@ def make_iq4(x: jax.Array, weights: jax.Array, levels: np.ndarray) -> jax.Array:
         wq = multiply(weights, q)  # here C multiplies by the level first
         return sum_in_order(multiply(wq, x), multiply(wq, q))
 
-    inv = divide(jnp.ones_like(first), first)
+    inv = reciprocal(first)
     scale, _ = _best_scale(moments, lambda i: divide(tries[i], far), len(tries), inv)
     return _or_zero(~empty, scale)
