@@ -147,11 +147,13 @@ def to_qtensor(raw: np.ndarray, type: str) -> QTensor:
     shape = (len(raw), -1)
     d = None if layout.d is None else jnp.asarray(blocks[layout.d])
     m = None if layout.m is None else jnp.asarray(blocks[layout.m])
+    if m is not None and layout.minima:
+        m = -m  # a block stores dmin, which is subtracted; a QTensor's offset is added
     return QTensor(
         codes=jnp.asarray(codes.reshape(shape)),
         scale=_nested(blocks, layout.scales, d, spec.scale, shape),
         zero=None,
-        offset=_nested(blocks, layout.minima, -m if layout.minima else m, spec.offset, shape),
+        offset=_nested(blocks, layout.minima, m, spec.offset, shape),
         spec=spec,
     )
 

@@ -161,70 +161,70 @@ _FIFTH = Slices("qh", 1, 1, shift=4)
 _SIX_BITS = (SixBits(0),), (SixBits(1),)
 _CRUMBS = Slices("qs", 32, 2)
 
-#   the struct, field by field                                                 bytes   x =
+#   the struct, field by field                                         bytes   x =
 LAYOUTS: dict[str, Layout] = {
-    "F32": Layout(1, np.dtype("<f4"), d=None),  #                                 4   x
-    "F16": Layout(1, np.dtype("<f2"), d=None),  #                                 2   x
-    "BF16": Layout(1, np.dtype("<u2"), d=None),  #                                2   upper half of x
-    # | d f16 | qs[16] |                                                         18   d·(q − 8)
+    "F32": Layout(1, np.dtype("<f4"), d=None),  #                         4   x
+    "F16": Layout(1, np.dtype("<f2"), d=None),  #                         2   x
+    "BF16": Layout(1, np.dtype("<u2"), d=None),  #                        2   upper half of x
+    # | d f16 | qs[16] |                                                 18   d·(q − 8)
     "Q4_0": Layout(32, _struct(_D, ("qs", 16)), _NIBBLES),
-    # | d f16 | m f16 | qs[16] |                                                 20   d·q + m
+    # | d f16 | m f16 | qs[16] |                                         20   d·q + m
     "Q4_1": Layout(32, _struct(_D, _M, ("qs", 16)), _NIBBLES, m="m"),
-    # | d f16 | qh[4] | qs[16] |                                                 22   d·(q − 16)
+    # | d f16 | qh[4] | qs[16] |                                         22   d·(q − 16)
     "Q5_0": Layout(32, _struct(_D, ("qh", 4), ("qs", 16)), (*_NIBBLES, _FIFTH)),
-    # | d f16 | m f16 | qh[4] | qs[16] |                                         24   d·q + m
+    # | d f16 | m f16 | qh[4] | qs[16] |                                 24   d·q + m
     "Q5_1": Layout(32, _struct(_D, _M, ("qh", 4), ("qs", 16)), (*_NIBBLES, _FIFTH), m="m"),
-    # | d f16 | int8 qs[32] |                                                    34   d·q
+    # | d f16 | int8 qs[32] |                                            34   d·q
     "Q8_0": Layout(32, _struct(_D, ("qs", 32)), (Slices("qs", 32, 8, flip=128),)),
-    # | d f16 | qs[16] |                                                         18   d·level[q]
+    # | d f16 | qs[16] |                                                 18   d·level[q]
     "IQ4_NL": Layout(32, _struct(_D, ("qs", 16)), _NIBBLES),
-    # | e: 2^(e − 127) | qs[16] |                                                17   2^(e − 127)·fp4[q]
+    # | e: 2^(e − 127) | qs[16] |                                        17   2^(e − 127)·fp4[q]
     "MXFP4": Layout(
         32, _struct(("e", 1), ("qs", 16)), _NIBBLES, (Slices("e", 1, 8),), d=None
     ),
-    # | d[4]: UE4M3, one for 16 weights | qs[32] |                               36   s·fp4[q]
+    # | d[4]: UE4M3, one for 16 weights | qs[32] |                       36   s·fp4[q]
     "NVFP4": Layout(
         64, _struct(("d", 4), ("qs", 32)), (Slices("qs", 8, 4),), (Slices("d", 1, 8),), d=None,
         spec="nvfp4_ggml",
     ),
-    # | scales[16]: min, scale of 4 bits | qs[64] | d f16 | dmin f16 |           84   d·s·q − dmin·m
+    # | scales[16]: min, scale of 4 bits | qs[64] | d f16 | dmin f16 |   84   d·s·q − dmin·m
     "Q2_K": Layout(
         256, _struct(("scales", 16), ("qs", 64), _D, ("dmin", "f2")), (_CRUMBS,),
         (Slices("scales", 16, 4, only=0),), (Slices("scales", 16, 4, only=1),), m="dmin",
     ),
     # | hmask[32]: third bits | qs[64] | scales[12]: low 4, high 2 bits | d f16 |
-    #                                                                           110   d·(s − 32)·(q − 4)
+    #                                                                   110   d·(s − 32)·(q − 4)
     "Q3_K": Layout(
         256, _struct(("hmask", 32), ("qs", 64), ("low", 8), ("high", 4), _D),
         (_CRUMBS, Slices("hmask", 32, 1, shift=2)),
         (Slices("low", 8, 4), Slices("high", 4, 2, shift=4)),
     ),
-    # | d f16 | dmin f16 | scales[12] | qs[128] |                               144   d·s·q − dmin·m
+    # | d f16 | dmin f16 | scales[12] | qs[128] |                       144   d·s·q − dmin·m
     "Q4_K": Layout(
         256, _struct(_D, ("dmin", "f2"), ("scales", 12), ("qs", 128)), (Slices("qs", 32, 4),),
         *_SIX_BITS, m="dmin",
     ),
-    # | d f16 | dmin f16 | scales[12] | qh[32]: fifth bits | qs[128] |          176   d·s·q − dmin·m
+    # | d f16 | dmin f16 | scales[12] | qh[32]: fifth bits | qs[128] |  176   d·s·q − dmin·m
     "Q5_K": Layout(
         256, _struct(_D, ("dmin", "f2"), ("scales", 12), ("qh", 32), ("qs", 128)),
         (Slices("qs", 32, 4), Slices("qh", 32, 1, shift=4)), *_SIX_BITS, m="dmin",
     ),
-    # | ql[128] | qh[64]: high 2 bits | int8 scales[16] | d f16 |               210   d·s·(q − 32)
+    # | ql[128] | qh[64]: high 2 bits | int8 scales[16] | d f16 |       210   d·s·(q − 32)
     "Q6_K": Layout(
         256, _struct(("ql", 128), ("qh", 64), ("scales", 16), _D),
         (Slices("ql", 64, 4), Slices("qh", 32, 2, shift=4)), (Slices("scales", 16, 8, flip=128),),
     ),
-    # | d f16 | scales_h[2]: high 2 bits | scales_l[4] | qs[128] |              136   d·(s − 32)·level[q]
+    # | d f16 | scales_h[2]: high 2 bits | scales_l[4] | qs[128] |      136   d·(s − 32)·level[q]
     "IQ4_XS": Layout(
         256, _struct(_D, ("high", 2), ("low", 4), ("qs", 128)), (Slices("qs", 16, 4),),
         (Slices("low", 1, 4), Slices("high", 1, 2, shift=4)),
     ),
-    # | qs[48]: 5 trits a byte | qh[4]: 4 trits a byte | d f16 |                 54   d·(q − 1)
+    # | qs[48]: 5 trits a byte | qh[4]: 4 trits a byte | d f16 |         54   d·(q − 1)
     "TQ1_0": Layout(
         256, _struct(("qs", 48), ("qh", 4), _D),
         (Trits((("qs", 0, 32, 5), ("qs", 32, 16, 5), ("qh", 0, 4, 4))),),
     ),
-    # | qs[64]: 4 trits a byte | d f16 |                                         66   d·(q − 1)
+    # | qs[64]: 4 trits a byte | d f16 |                                 66   d·(q − 1)
     "TQ2_0": Layout(256, _struct(("qs", 64), _D), (_CRUMBS,)),
     # Codebooks of 4 or 8 weights and signs; gguf's tables.
     "IQ1_S": Layout(256, _struct(_D, ("qs", 32), ("qh", 16))),

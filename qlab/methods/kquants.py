@@ -3,11 +3,11 @@ FP4 and ternary blocks, code for code.
 
 Source: ggml, ggml-quants.c (I. Kawrakow, llama.cpp pull requests 1684 and 4930); there is no paper.
 
-    ŵ = d·s_b·q − dmin·m_b        per super-block of 256: d, dmin; per sub-block b: s_b, m_b of 4–8 bits
+    ŵ = d·s_b·q − dmin·m_b        a super-block of 256 has d, dmin; its sub-block b has s_b, m_b
     loss = Σ_k v_k (w_k − ŵ_k)²   v_k = E[x_k²]·√(σ² + w_k²) with importance, else from w alone
 
-symbol · name here · shape:  w · w · (out, in);  E[x²] · importance · (in,), the diagonal of Stats' H
-(the "imatrix" of llama.cpp);  q · codes;  s_b, m_b · scale.codes, offset.codes;  d, −dmin ·
+symbol · name here · shape:  w · w · (out, in);  E[x²] · importance · (in,), the diagonal of H in
+Stats, llama.cpp's "imatrix";  q · codes;  s_b, m_b · scale.codes, offset.codes;  d, −dmin ·
 scale.scale, offset.scale.
 Each sub-block is searched alone (`kquants_search`), the super-block stores its scales, then all
 codes are taken again (`kquants_blocks`). Plain rounding into the same containers is `rtn`.
@@ -148,11 +148,12 @@ def _encoded(w: jax.Array, importance: jax.Array | None, limit: jax.Array, name:
         at = np.minimum(np.arange(-(-blocks // chunk) * chunk), blocks - 1).reshape(-1, chunk)
         parts = jax.lax.map(one, jnp.asarray(at))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:blocks], parts)
-    host = [None if a is None else np.asarray(a) for a in (w, importance, row)]
+    # numpy cuts the chunks: nothing to compile
+    w_, importance_, row_ = (None if a is None else np.asarray(a) for a in (w, importance, row))
     done = []
     for start in range(0, blocks, chunk):
         at = np.minimum(np.arange(start, start + chunk), blocks - 1)  # the last fills up
-        parts = _chunk(*host, at, limit, name)
+        parts = _chunk(w_, importance_, row_, at, limit, name)
         done.append(jax.tree.map(lambda a, n=blocks - start: np.asarray(a)[:n], parts))
     return jax.tree.map(lambda *a: jnp.asarray(np.concatenate(a)), *done)
 

@@ -169,11 +169,13 @@ def _nearest_fp4(x: jax.Array, d: jax.Array) -> jax.Array:
     def look(code: jax.Array, best: tuple) -> tuple:
         error = jnp.abs(multiply(d, grid[code]) - x)
         better = error < best[0]
-        return jnp.where(better, error, best[0]), jnp.where(better, code.astype(jnp.uint8), best[1])
+        return jnp.where(better, error, best[0]), jnp.where(
+            better, jnp.asarray(code, jnp.uint8), best[1]
+        )
 
     grid = jnp.asarray(FP4.grid)
     first = jnp.abs(x), jnp.zeros(x.shape, jnp.uint8)
-    return jax.lax.fori_loop(jnp.int32(1), jnp.int32(16), look, first)[1]
+    return jax.lax.fori_loop(1, 16, look, first)[1]
 
 
 def _mxfp4(x: jax.Array, extra: Extra) -> Parts:
@@ -189,8 +191,7 @@ def _mxfp4(x: jax.Array, extra: Extra) -> Parts:
 
 
 def _nvfp4(x: jax.Array, extra: Extra) -> Parts:
-    """x = s·FP4[q], a UE4M3 scale s = max|x| / 6 for 16 weights, halves up; from 248 on
-    it is 448."""
+    """x = s·FP4[q]: 16 weights, s = max|x| / 6 in UE4M3, halves up; 248 and more become 448."""
     d = divide(jnp.abs(ends(x)[2]), 6.0)
     capped = jnp.minimum(d, 448.0)
     small = jnp.minimum(jnp.trunc(multiply(capped, jnp.float32(512.0)) + 0.5), 7.0)

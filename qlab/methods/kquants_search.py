@@ -130,7 +130,8 @@ def make_qx(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Ar
     """Codes q + n with q ∈ [−n, n): 19 inverse scales −(n + i/10) / far, i = −9 … 9.
 
     Args:
-        x, weights: (elements, blocks …) float32.
+        x: (elements, blocks …) float32.
+        weights: shape as x.
         n: 4, 8, 16 or 32; of x of largest magnitude `far` becomes about −n.
 
     Returns:
@@ -155,11 +156,10 @@ def make_qx(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Ar
 
 
 def _descend(
-    x: jax.Array, weights: jax.Array, q: jax.Array, xq: jax.Array, qq: jax.Array, low: int,
-    high: int, positive: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    x: jax.Array, weights: jax.Array, q: jax.Array, low: int, high: int, positive: bool
+) -> tuple[jax.Array, jax.Array]:
     """Five rounds of coordinate descent: each code in turn moves to what the others make best, if
-    (Σwxq)² / Σwq² grows.
+    (Σwxq)² / Σwq² grows. The scale that fits the codes, and the codes.
 
     `positive`: only where the sum without the code is positive, as make_qp asks.
     """
@@ -183,7 +183,8 @@ def _descend(
         q = q.at[i].set(jnp.where(better, new, q[i]))
         return q, jnp.where(better, new_x, xq), jnp.where(better, new_q, qq)
 
-    return jax.lax.fori_loop(0, 5 * count, step, (q, xq, qq))
+    q, xq, qq = jax.lax.fori_loop(0, 5 * count, step, (q, *_moments(x, weights, q)))
+    return _or_zero(qq > 0, divide(xq, qq)), q
 
 
 def make_q3(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
@@ -205,9 +206,8 @@ def make_q3(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     empty = jnp.abs(far) < EPS
     inv = divide(jnp.float32(-n), jnp.where(empty, 1.0, far))
     q = jnp.clip(nearest_int(multiply(x, inv)), -n, n - 1)
-    weights = multiply(x, x)
-    q, xq, qq = _descend(x, weights, q, *_moments(x, weights, q), -n, n - 1, False)
-    return _or_zero(~empty & (qq > 0), divide(xq, qq)), _or_zero(~empty, q + n)
+    scale, q = _descend(x, multiply(x, x), q, -n, n - 1, positive=False)
+    return _or_zero(~empty, scale), _or_zero(~empty, q + n)
 
 
 def make_qp(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
@@ -215,8 +215,9 @@ def make_qp(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Ar
     coordinate descent.
 
     Args:
-        x, weights: (elements, blocks …) float32; here the elements are scales or minima of the
+        x: (elements, blocks …) float32 ≥ 0; here the elements are the scales or the minima of
             sub-blocks.
+        weights: shape as x.
         n: 15 or 63.
 
     Returns:
@@ -247,12 +248,13 @@ def make_qp(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Ar
     first = loss(inv, nearest_int(multiply(x, inv))), inv
     inv = jax.lax.fori_loop(0, len(tries), step, first)[1]
     q = jnp.minimum(nearest_int(multiply(x, inv)), n)
-    q, xq, qq = _descend(x, weights, q, *_moments(x, weights, q), 0, n, True)
-    return _or_zero(~empty & (qq > 0), divide(xq, qq)), _or_zero(~empty, q)
+    scale, q = _descend(x, weights, q, 0, n, positive=True)
+    return _or_zero(~empty, scale), _or_zero(~empty, q)
 
 
 def make_qkx(
-    x: jax.Array, weights: jax.Array, n: int, tries: tuple[float, float, int], absolute: bool = False
+    x: jax.Array, weights: jax.Array, n: int, tries: tuple[float, float, int],
+    absolute: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Codes q ∈ [0, n], scale and minimum ≤ 0: for each inverse scale (first + step·i + n) /
     (max − min) round, fit both by weighted least squares, keep what loses least.
@@ -260,7 +262,8 @@ def make_qkx(
         D = Σw Σwq² − (Σwq)²,  s = (Σw Σwxq − Σwx Σwq) / D,  m = (Σwq² Σwx − Σwq Σwxq) / D
 
     Args:
-        x, weights: (elements, blocks …) float32.
+        x: (elements, blocks …) float32.
+        weights: shape as x.
         n: largest code.
         tries: (first, step, count); count + 1 candidates. A better one also replaces the minimum
             from which the next rounds.
@@ -329,7 +332,8 @@ def make_iq4(x: jax.Array, weights: jax.Array, levels: np.ndarray) -> jax.Array:
     """The scale for uneven levels: 15 inverse scales (levels[0] + i) / far, i = −7 … 7.
 
     Args:
-        x, weights: (elements, blocks …) float32.
+        x: (elements, blocks …) float32.
+        weights: shape as x.
         levels: (16,) ascending whole numbers.
 
     Returns:
