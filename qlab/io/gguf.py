@@ -1,10 +1,9 @@
 """GGUF, llama.cpp's file: a header of named values, a list of tensors, then their blocks, read here
 by memory map.
 
-`read` -> metadata and raw tensors; `decode` -> the float32 numbers of raw blocks, bit for bit
-ggml's; `to_qtensor` -> the same blocks as a `QTensor`, nothing rounded. A block is drawn as the C
-struct it is (`BLOCKS`; source: ggml-common.h, file format: ggml/docs/gguf.md). Not here: writing
-files, the k-quants, and which tensor belongs where in a model.
+`read` -> metadata and raw tensors. What a block holds is `io.ggml`'s: `decode`, `encode`,
+`to_qtensor`, `from_qtensor` are found here too. File format: ggml/docs/gguf.md. Not here: writing
+files, and which tensor belongs where in a model.
 """
 
 from __future__ import annotations
@@ -16,34 +15,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from qlab.qtensor import QTensor
-from qlab.specs import SPECS
+from qlab.io.ggml import BLOCKS, FLOATS, decode, encode, from_qtensor, to_qtensor
 
-# One block of `size` weights as it lies in the file, little-endian. For all 4- and 5-bit types:
-#   qs[j]      low nibble: weight j           high nibble: weight j + 16
-#   qh bit i   the fifth, highest bit of weight i
-#              +---------+---------+--------+----------+
-#   Q5_1       | d  f16  | m  f16  | qh u32 | qs[16]   |   x = d·q + m   24 bytes
-#              +---------+---------+--------+----------+
-_QS = ("qs", "u1", (16,))
-BLOCKS: dict[str, tuple[int, np.dtype]] = {
-    # type: (weights in a block, the C struct)                             x =           bytes
-    "F32": (1, np.dtype("<f4")),  #                                        x              4
-    "F16": (1, np.dtype("<f2")),  #                                        x              2
-    "BF16": (1, np.dtype("<u2")),  #       the upper half of a float32     x              2
-    "Q4_0": (32, np.dtype([("d", "<f2"), _QS])),  #                        d·(q − 8)     18
-    "Q4_1": (32, np.dtype([("d", "<f2"), ("m", "<f2"), _QS])),  #          d·q + m       20
-    "Q5_0": (32, np.dtype([("d", "<f2"), ("qh", "<u4"), _QS])),  #         d·(q − 16)    22
-    "Q5_1": (32, np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "<u4"), _QS])),  # d·q + m 24
-    "Q8_0": (32, np.dtype([("d", "<f2"), ("qs", "i1", (32,))])),  #        d·q           34
-}
-# Subtracted from a stored code before the scale multiplies it; 0 where the block has a minimum m
-# instead.
-_MIDDLE = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128, "Q4_1": 0, "Q5_1": 0}
-FLOATS = ("F32", "F16", "BF16")
+__all__ = ["BLOCKS", "FLOATS", "decode", "encode", "from_qtensor", "read", "to_qtensor"]
+
 # Numbers of the types in a file: enum ggml_type of ggml.h.
 _TYPE_IDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 30: "BF16"}
 _TYPE_IDS |= {10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K"}
@@ -197,93 +174,3 @@ class _Cursor:
             code = np.dtype(_SCALARS[inner])
             return np.frombuffer(self.take(count * code.itemsize), code).tolist()
         return [self.value(inner, depth + 1) for _ in range(count)]
-
-
-def decode(raw: np.ndarray, type: str) -> np.ndarray:
-    """The numbers that raw blocks stand for, bit for bit what ggml's `dequantize_row_*` gives.
-
-    Args:
-        raw: (rows, bytes) uint8.
-        type: a key of `BLOCKS`.
-
-    Returns:
-        (rows, cols) float32.
-
-    Raises:
-        ValueError: an unknown type, or rows that are no whole number of blocks.
-
-    Example:
-        >>> raw = np.array([[0x00, 0x3C] + [255] * 32], np.uint8)      # d = 1, every int8 = -1
-        >>> decode(raw, "Q8_0")[0, :3].tolist()
-        [-1.0, -1.0, -1.0]
-    """
-    blocks = _blocks(raw, type)
-    if type in ("F32", "F16"):
-        return blocks.astype(np.float32)
-    if type == "BF16":
-        return (blocks.astype(np.uint32) << 16).view(np.float32)
-    # d has 11 bits and q at most 8, so d·q is exact in float32 and only the addition of m rounds.
-    q = _codes(blocks, type).astype(np.float32) - np.float32(_MIDDLE[type])
-    x = blocks["d"].astype(np.float32)[..., None] * q  # (rows, blocks, size)
-    if "m" in (blocks.dtype.names or ()):
-        x += blocks["m"].astype(np.float32)[..., None]
-    return x.reshape(len(raw), -1)
-
-
-def to_qtensor(raw: np.ndarray, type: str) -> QTensor:
-    """The same blocks as a QTensor of `SPECS[type.lower()]`: codes, scales and minima as stored,
-    nothing rounded.
-
-    Args:
-        raw: (rows, bytes) uint8.
-        type: "Q4_0", "Q4_1", "Q5_0", "Q5_1" or "Q8_0".
-
-    Returns:
-        a QTensor of (rows, cols) whose `dequantize` equals `decode(raw, type)` bit for bit.
-
-    Raises:
-        ValueError: a type that is not made of codes and scales, or is unknown.
-
-    Example:
-        >>> raw = np.array([[0x00, 0x3C] + [255] * 32], np.uint8)
-        >>> to_qtensor(raw, "Q8_0").codes[0, 0]                # int8 −1 is code 127 = 255 ^ 128
-        Array(127, dtype=uint8)
-    """
-    if type not in _MIDDLE:
-        raise ValueError(f"type {type!r} is no QTensor; one of {', '.join(_MIDDLE)} is")
-    blocks = _blocks(raw, type)
-    offset = jnp.asarray(blocks["m"]) if "m" in (blocks.dtype.names or ()) else None
-    return QTensor(
-        codes=jnp.asarray(_codes(blocks, type).reshape(len(raw), -1)),
-        scale=jnp.asarray(blocks["d"]),
-        zero=None,
-        offset=offset,
-        perm=None,
-        channel_scale=None,
-        spec=SPECS[type.lower()],
-    )
-
-
-def _blocks(raw: np.ndarray, type: str) -> np.ndarray:
-    """(rows, bytes) uint8 seen as (rows, blocks) of the type's struct."""
-    if type not in BLOCKS:
-        raise ValueError(f"block type {type!r} is unknown; known are {', '.join(BLOCKS)}")
-    block = BLOCKS[type][1]
-    if raw.dtype != np.uint8 or raw.ndim != 2:
-        raise ValueError(f"raw blocks are uint8 (rows, bytes), not {raw.dtype} {raw.shape}")
-    if raw.shape[1] % block.itemsize:
-        raise ValueError(f"{raw.shape[1]} bytes a row are no multiple of {type}'s {block.itemsize}")
-    return np.ascontiguousarray(raw).view(block)
-
-
-def _codes(blocks: np.ndarray, type: str) -> np.ndarray:
-    """Stored codes of every weight, (rows, blocks, 32) uint8; a two's-complement int8 becomes int8
-    + 128.
-    """
-    if type == "Q8_0":
-        return blocks["qs"].view(np.uint8) ^ np.uint8(128)
-    q = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=-1)
-    if type in ("Q5_0", "Q5_1"):
-        high = blocks["qh"][..., None] >> np.arange(32, dtype=np.uint32) & 1
-        q |= (high << 4).astype(np.uint8)
-    return q

@@ -5,6 +5,7 @@ here.
 from qlab.methods.awq import awq
 from qlab.methods.gptq import gptq
 from qlab.methods.hqq import hqq
+from qlab.methods.kquants import kquants
 from qlab.methods.method import Method
 from qlab.methods.rtn import rtn
 from qlab.methods.smoothquant import smoothquant
@@ -15,4 +16,5 @@ METHODS: dict[str, Method] = {
     "awq": awq,
     "smoothquant": smoothquant,
     "hqq": hqq,
+    "kquants": kquants,
 }
