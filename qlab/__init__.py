@@ -32,7 +32,14 @@ if _TYPE_CHECKING:
     from qlab.data import texts
     from qlab.evaluation import compare, evaluate
     from qlab.io import save
-    from qlab.models import calibrate, calibration_batches, generate, load, quantize_model
+    from qlab.models import (
+        calibrate,
+        calibration_batches,
+        generate,
+        imatrix,
+        load,
+        quantize_model,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,6 +50,7 @@ _LAZY = {
     "calibration_batches": "qlab.models",  # sequences of the calibration texts
     "quantize_model": "qlab.models",  # a method on every linear layer
     "generate": "qlab.models",  # text from a model
+    "imatrix": "qlab.models",  # the importance of every column, for GGUF's encoders
     "save": "qlab.io",  # a quantized model to a folder
     "texts": "qlab.data",  # the bundled texts
     "evaluate": "qlab.evaluation",  # perplexity, divergence, bars
@@ -81,6 +89,7 @@ __all__ = [
     "generate",
     "gptq",
     "hqq",
+    "imatrix",
     "io",
     "load",
     "models",

@@ -3,6 +3,7 @@
 from qlab.models.calibrate import Batches, calibrate, calibration_batches
 from qlab.models.channels import dither, grid_study, scale_channels, with_outliers
 from qlab.models.generate import generate
+from qlab.models.importance import imatrix
 from qlab.models.load import load
 from qlab.models.quantize import quantize_model
 from qlab.models.report import LayerReport, Report
@@ -25,6 +26,7 @@ __all__ = [
     "dither",
     "generate",
     "grid_study",
+    "imatrix",
     "linears",
     "load",
     "map_linears",
