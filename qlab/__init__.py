@@ -31,7 +31,6 @@ if _TYPE_CHECKING:
     from qlab import evaluation, exercises, io, models, plots, widgets
     from qlab.data import texts
     from qlab.evaluation import compare, evaluate
-    from qlab.io import save
     from qlab.models import (
         calibrate,
         calibration_batches,
@@ -39,6 +38,7 @@ if _TYPE_CHECKING:
         imatrix,
         load,
         quantize_model,
+        save,
     )
 
 __version__ = "0.1.0"
@@ -50,8 +50,8 @@ _LAZY = {
     "calibration_batches": "qlab.models",  # sequences of the calibration texts
     "quantize_model": "qlab.models",  # a method on every linear layer
     "generate": "qlab.models",  # text from a model
+    "save": "qlab.models",  # a model to a folder or a GGUF file
     "imatrix": "qlab.models",  # the importance of every column, for GGUF's encoders
-    "save": "qlab.io",  # a quantized model to a folder
     "texts": "qlab.data",  # the bundled texts
     "evaluate": "qlab.evaluation",  # perplexity, divergence, bars
     "compare": "qlab.evaluation",  # one table of what is comparable
