@@ -31,8 +31,15 @@ if _TYPE_CHECKING:
     from qlab import evaluation, exercises, io, models, plots, widgets
     from qlab.data import texts
     from qlab.evaluation import advise, compare, evaluate
-    from qlab.io import save
-    from qlab.models import calibrate, calibration_batches, generate, load, quantize_model
+    from qlab.models import (
+        calibrate,
+        calibration_batches,
+        generate,
+        imatrix,
+        load,
+        quantize_model,
+        save,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,7 +50,8 @@ _LAZY = {
     "calibration_batches": "qlab.models",  # sequences of the calibration texts
     "quantize_model": "qlab.models",  # a method on every linear layer
     "generate": "qlab.models",  # text from a model
-    "save": "qlab.io",  # a quantized model to a folder
+    "save": "qlab.models",  # a model to a folder or a GGUF file
+    "imatrix": "qlab.models",  # the importance of every column, for GGUF's encoders
     "texts": "qlab.data",  # the bundled texts
     "evaluate": "qlab.evaluation",  # perplexity, divergence, bars
     "advise": "qlab.evaluation",  # which file for which memory
@@ -83,6 +91,7 @@ __all__ = [
     "generate",
     "gptq",
     "hqq",
+    "imatrix",
     "io",
     "kquants",
     "load",

@@ -158,8 +158,19 @@ def compare(
 @app.command()
 def quantize(
     model: Model,
-    spec: Annotated[str, typer.Option(help="A name in qlab.SPECS, such as int4_g64.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder or GGUF file to write.")],
+    spec: Annotated[
+        str | None, typer.Option(help="A name in qlab.SPECS, such as int4_g64: writes a folder.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="A mixture, such as Q4_K_M: writes a GGUF file instead.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="For --to: importance of the columns, .gguf or .dat.")
+    ] = None,
+    as_stored: Annotated[
+        bool, typer.Option("--as-stored", help="For --to: smollm2-135m on the grid it came on.")
+    ] = False,
     method: Annotated[str, typer.Option(help="A name in qlab.METHODS.")] = "rtn",
     act: Annotated[
         str | None,
@@ -200,14 +211,23 @@ def quantize(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
 ) -> None:
-    """Quantize a model's linear layers and save it.
+    """Quantize a model's linear layers and save it; or write a GGUF file by one of llama.cpp's
+    mixtures.
 
     Example: qlab quantize smollm2-135m --method gptq --spec int4_g64 --calibration english
     --set act_order=true --cache smollm2-run -o smollm2-int4
+
+    Example: qlab quantize smollm2-135m --to Q4_K_M -o smollm2-Q4_K_M.gguf
     """
     import qlab
     from qlab.evaluation.memory import size
 
+    if to is not None:
+        options = {"--spec": spec, "--act": act, "--skip": skip, "--calibration": calibration,
+                   "--set": settings, "--cache": cache}  # fmt: skip
+        return _to_gguf(model, output, to, imatrix, as_stored, overwrite, options)
+    if spec is None or imatrix is not None or as_stored:
+        raise ValueError("give --spec for a folder, or --to (then --imatrix, --as-stored) for GGUF")
     _check_target(output, cache, overwrite)
     with _stoppable(cache):
         loaded, batches = _load(model), None
@@ -238,6 +258,72 @@ def quantize(
         f"{_bytes(cost.bytes_packed)} packed; look at it with [bold]qlab inspect {output}[/]",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _to_gguf(
+    model: str,
+    output: Path,
+    mixture: str,
+    imatrix: Path | None,
+    as_stored: bool,
+    overwrite: bool,
+    others: dict[str, Any],
+) -> None:
+    """`qlab quantize --to`: one tensor after another into a GGUF file."""
+    from qlab.io import imatrix as files
+    from qlab.models import mixtures, to_gguf
+
+    given = [option for option, value in others.items() if value]
+    if given:
+        raise ValueError(f"{given[0]} does not go with --to, whose types and rounding are ggml's")
+    if output.suffix != ".gguf":
+        raise ValueError(f"--to writes a GGUF file; {output} does not end in .gguf")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} is there already; --overwrite replaces it")
+    mixtures.mixture(mixture)
+    importance = None if imatrix is None else files.read(imatrix)
+    for line in importance.problems()[:8] if importance else ():
+        console.print(f"{imatrix}: {line}", style="dim", markup=False, highlight=False)
+    rows = to_gguf(
+        _source(model, as_stored),
+        output,
+        mixture,
+        imatrix=importance,
+        overwrite=overwrite,
+        progress=console.is_terminal,
+    )
+    console.print(
+        f"wrote [bold]{output}[/]: {_bytes(output.stat().st_size)}, "
+        f"{mixtures.bits_per_weight(rows):.3f} bits a weight; {_fell_back(rows)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _source(name: str, as_stored: bool) -> Any:
+    """What a GGUF file is written from: a GGUF file itself, or a loaded model."""
+    from qlab.models.load import smollm2_file
+
+    if Path(name).suffix == ".gguf" and Path(name).is_file():
+        return Path(name)
+    if as_stored and name == "smollm2-135m":
+        return smollm2_file()
+    if as_stored:
+        raise ValueError(f"--as-stored is of smollm2-135m and of GGUF files, not of {name}")
+    return _load(name)
+
+
+def _fell_back(rows: list[Any]) -> str:
+    """How many tensors, and how much of the weights, got another type for their width."""
+    matrices = [row for row in rows if len(row.shape) > 1]
+    fell = [row for row in matrices if row.fell_back]
+    if not fell:
+        return "every width fits its type"
+    share = sum(row.weights for row in fell) / sum(row.weights for row in rows)
+    return (
+        f"{len(fell)} of {len(matrices)} matrices ({share:.0%} of the weights) fell back to "
+        "another type, because no block of 256 divides their width"
     )
 
 
@@ -281,12 +367,53 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 
 @app.command()
-def inspect(model: Model) -> None:
+def imatrix(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .gguf or .dat.")],
+    calibration: Annotated[
+        list[str] | None, typer.Option(help="Text: a domain, or a file. Repeatable.")
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it in all.")] = 16_384,
+    overwrite: Annotated[bool, typer.Option(help="Replace the file.")] = False,
+) -> None:
+    """Measure how much every column matters on a text, for `quantize --to … --imatrix`.
+
+    Example: qlab imatrix smollm2-135m --calibration english -o smollm2-imatrix.gguf
+    """
+    import qlab
+    from qlab.io import imatrix as files
+
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} is there already; --overwrite replaces it")
+    loaded, named = _load(model), _texts(calibration or ["english"], "calibration")
+    batches = qlab.calibration_batches(loaded, named, calibration_tokens)
+    found = qlab.imatrix(loaded, batches, progress=console.is_terminal)
+    files.write(output, found, overwrite=overwrite)
+    problems = found.problems()
+    for line in problems[:8]:
+        console.print(line, style="dim", markup=False, highlight=False)
+    console.print(
+        f"wrote [bold]{output}[/]: {found!r}, {len(problems)} with columns never seen",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def inspect(
+    model: Model,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="Show what a mixture such as Q4_K_M would make of every tensor instead."),
+    ] = None,
+) -> None:
     """What is in a model: its shape, tensors by kind, sizes, how it was quantized."""
     import dataclasses
 
     from qlab.evaluation.memory import size
 
+    if plan is not None:
+        return _show_plan(model, plan)
     loaded = _load(model)
     console.print(f"[bold]{loaded.name}[/]")
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -309,6 +436,51 @@ def inspect(model: Model) -> None:
         console.print(f"{key}: {value}", style="dim", markup=False, highlight=False)
     if loaded.report is not None:
         console.print(str(loaded.report), markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_plan(model: str, mixture: str) -> None:
+    """The tensors of a model by kind, with the type that a mixture gives each."""
+    from qlab.models import mixtures
+    from qlab.models.export_gguf import plan_of, tensors_of
+
+    mixtures.mixture(mixture)
+    config, tensors = tensors_of(_source(model, model == "smollm2-135m"))
+    rows = plan_of(tensors, config, mixture)
+    kinds: dict[tuple[str, ...], list[Any]] = {}
+    for row in rows:
+        name = row.name.removesuffix(".weight")
+        kind = name.split(".", 2)[2] if mixtures.layer_of(name) >= 0 else name
+        stored = f"{row.type} for {row.wanted}" if row.fell_back else row.type
+        kinds.setdefault((kind, "×".join(map(str, row.shape)), stored), []).append(row)
+    table = Table(box=None, pad_edge=False)
+    for name in ("tensor", "out×in", "stored as"):
+        table.add_column(name, no_wrap=True)
+    for name in ("layers", "bits", "MB"):
+        table.add_column(name, justify="left" if name == "layers" else "right")
+    for (kind, shape, stored), found in sorted(kinds.items()):
+        layers = _ranges(sorted(mixtures.layer_of(row.name) for row in found))
+        size = f"{sum(row.bytes for row in found) / 1e6:.2f}"
+        table.add_row(kind, shape, stored, layers, f"{found[0].bits:.4g}", size)
+    console.print(table)
+    total = sum(row.bytes for row in rows)
+    console.print(
+        f"{mixture}: {len(rows)} tensors, {_bytes(total)}, "
+        f"{mixtures.bits_per_weight(rows):.3f} bits a weight; {_fell_back(rows)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _ranges(layers: list[int]) -> str:
+    """Layers as people write them: 0–3, 6, 9; nothing for what belongs to none."""
+    runs: list[list[int]] = []
+    for i in layers:
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1][1:] = [i]
+        else:
+            runs.append([i])
+    said = (f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return "" if layers[0] < 0 else ", ".join(said)
 
 
 def _tensors(model: Any) -> Table:

@@ -140,7 +140,7 @@ def test_bad_targets(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         save(MODEL, tmp_path / "file")
-    with pytest.raises(ValueError, match="GGUF files are read, not written"):
+    with pytest.raises(ValueError, match="name of a GGUF file, which qlab.save writes"):
         save(MODEL, tmp_path / "m.gguf")
 
 

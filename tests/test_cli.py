@@ -9,11 +9,12 @@ import jax
 import pytest
 
 import qlab
-from qlab.cli import _settings, _texts, main
+from qlab.cli import _ranges, _settings, _texts, main
 from qlab.formats import INT4
+from tests.models_for_tests import random_model
 
-COMMANDS = ["demo", "evaluate", "compare", "quantize", "inspect", "explain", "lab", "figures"]
-COMMANDS += ["advise"]
+COMMANDS = ["demo", "evaluate", "compare", "quantize", "imatrix", "inspect", "explain", "lab"]
+COMMANDS += ["figures", "advise"]
 
 
 def said(capsys, *arguments):
@@ -69,6 +70,12 @@ def test_advise(capsys):
         (["advise", "llama-3.1-70", "--memory", "9"], ["llama-3.1-70b", "70B"]),
         (["advise", "70B", "--memory", "9", "--task", "maths"], ["maths", "math"]),
         (["inspect", "no_such_file.gguf"], ["no_such_file.gguf"]),
+        (["inspect", "tiny", "--plan", "Q4_KM"], ["Q4_KM", "Q4_K_M"]),
+        (["quantize", "tiny", "-o", "x"], ["--spec", "--to"]),
+        (["quantize", "tiny", "--to", "Q4_K_M", "-o", "x"], ["x does not end in .gguf"]),
+        (["quantize", "tiny", "--to", "Q4_K_M", "--spec", "q8_0", "-o", "x.gguf"], ["--spec"]),
+        (["quantize", "tiny", "--to", "F16", "--as-stored", "-o", "x.gguf"], ["tiny", "smollm2"]),
+        (["quantize", "tiny", "--to", "Q4_KM", "-o", "x.gguf"], ["Q4_KM", "Q4_K_M"]),
     ],
 )
 def test_errors_are_one_sentence(arguments, words, capsys):
@@ -193,3 +200,40 @@ def test_one_of_a_thing_has_no_s(capsys):
     code, _, err = said(capsys, "evaluate", "tiny", "--tokens", "1")
     assert code == 2 and "a context of 1 token is" in err
     assert "every 1 " not in str(qlab.explain(qlab.Spec(INT4, 1)))
+
+
+def test_a_plan_names_types_layers_and_what_fell_back(tmp_path, capsys):
+    code, out, err = said(capsys, "inspect", "tiny", "--plan", "Q4_K_M")
+    assert code == 0 and "every width fits its type" in out, err
+    assert any(
+        line.split()[:4] == ["attn_v", "128×256", "Q6_K", "2–3"] for line in out.splitlines()
+    )
+    path = tmp_path / "odd.gguf"
+    qlab.save(random_model(), path)
+    code, out, err = said(capsys, "inspect", str(path), "--plan", "Q4_K_M")
+    assert code == 0 and "Q5_0 for Q4_K" in out, err
+    assert "14 of 15 matrices" in " ".join(out.split())
+    assert _ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
+
+
+def test_quantize_to_a_gguf_file(tmp_path, capsys):
+    source, half = tmp_path / "m.gguf", tmp_path / "half.gguf"
+    qlab.save(random_model(), source)
+    command = ["quantize", str(source), "--to", "F16", "-o", str(half)]
+    code, out, err = said(capsys, *command)
+    assert code == 0 and "bits a weight; every width fits" in " ".join(out.split()), err
+    assert {t.type for t in qlab.io.gguf.read(half).tensors.values()} == {"F32", "F16"}
+    code, _, err = said(capsys, *command)
+    assert code == 2 and "--overwrite replaces it" in err
+    assert said(capsys, *command, "--overwrite")[0] == 0
+    assert sorted(tmp_path.iterdir()) == [half, source]
+
+
+def test_imatrix_writes_a_file(tmp_path, capsys):
+    path = tmp_path / "i.gguf"
+    command = ["imatrix", "tiny", "--calibration-tokens", "512", "-o", str(path)]
+    code, out, err = said(capsys, *command)
+    assert code == 0 and "28 tensors, 2 chunks of 256 tokens, english" in " ".join(out.split()), err
+    assert qlab.io.imatrix.read(path).datasets == ("english",)
+    code, _, err = said(capsys, *command)
+    assert code == 2 and "--overwrite replaces it" in err

@@ -151,7 +151,7 @@ def save(model: Any, folder: str | os.PathLike, *, overwrite: bool = False) -> P
     target = Path(folder).expanduser()
     if target.suffix == ".gguf":
         raise ValueError(
-            f"{target.name}: GGUF files are read, not written, by this version; give a folder"
+            f"{target.name} is the name of a GGUF file, which qlab.save writes; give a folder"
         )
     if target.is_file():
         raise ValueError(f"{target} is a file; give a folder")

@@ -2,15 +2,20 @@
 
 from qlab.models.calibrate import Batches, calibrate, calibration_batches
 from qlab.models.channels import dither, grid_study, scale_channels, with_outliers
+from qlab.models.export_gguf import gguf_metadata, to_gguf
 from qlab.models.generate import generate
+from qlab.models.importance import imatrix
 from qlab.models.load import load
+from qlab.models.mixtures import MIXTURES
 from qlab.models.quantize import quantize_model
 from qlab.models.report import LayerReport, Report
+from qlab.models.save import save
 from qlab.models.surgery import dense, linears, map_linears
 from qlab.models.tokenizer import Tokenizer
 from qlab.models.transformer import Config, Label, Linear, Transformer
 
 __all__ = [
+    "MIXTURES",
     "Batches",
     "Config",
     "Label",
@@ -24,11 +29,15 @@ __all__ = [
     "dense",
     "dither",
     "generate",
+    "gguf_metadata",
     "grid_study",
+    "imatrix",
     "linears",
     "load",
     "map_linears",
     "quantize_model",
+    "save",
     "scale_channels",
+    "to_gguf",
     "with_outliers",
 ]

@@ -148,11 +148,15 @@ def gguf_config(metadata: Mapping[str, Any], tied: bool) -> Config:
         value = metadata.get(f"llama.{key}", default)
         if value is None:
             raise ValueError(f"the GGUF header has no value 'llama.{key}'")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(
+                f"the GGUF header has {value!r:.60} as 'llama.{key}', no number above 0"
+            )
         return value
 
     heads, hidden = get("attention.head_count"), get("embedding_length")
     return Config(
-        vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())) or get("vocab_size"),
+        vocab_size=_tokens(metadata) or get("vocab_size"),
         hidden_size=hidden,
         intermediate_size=get("feed_forward_length"),
         num_hidden_layers=get("block_count"),
@@ -164,6 +168,14 @@ def gguf_config(metadata: Mapping[str, Any], tied: bool) -> Config:
         max_position_embeddings=get("context_length"),
         tie_word_embeddings=tied,
     )
+
+
+def _tokens(metadata: Mapping[str, Any]) -> int:
+    """How many tokens a GGUF header lists."""
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    if not isinstance(tokens, list | tuple):
+        raise ValueError(f"the GGUF header has {tokens!r:.60} as 'tokenizer.ggml.tokens', no list")
+    return len(tokens)
 
 
 def gguf_path(name: str) -> str:
@@ -178,6 +190,36 @@ def gguf_path(name: str) -> str:
     if pattern not in GGUF_NAMES or leaf not in ("weight", "bias"):
         raise ValueError(f"tensor {name!r} belongs to no Llama model")
     return f"{GGUF_NAMES[pattern].format(i=layer and layer[1])}.{leaf}"
+
+
+def gguf_name(path: str) -> str:
+    """GGUF's name of a tensor at our path: the inverse of `gguf_path`.
+
+    Raises:
+        ValueError: no GGUF file of the Llama family has such a tensor.
+
+    Example:
+        >>> gguf_name("layers.3.self_attn.q_proj.weight")
+        'blk.3.attn_q.weight'
+    """
+    stem, _, leaf = path.rpartition(".")
+    layer = re.match(r"layers\.(\d+)\.", stem)
+    pattern = re.sub(r"^layers\.\d+\.", "layers.{i}.", stem)
+    names = {ours: theirs for theirs, ours in GGUF_NAMES.items()}
+    if pattern not in names or leaf not in ("weight", "bias"):
+        raise ValueError(f"tensor {path!r} has no name in a GGUF file of the Llama family")
+    return f"{names[pattern].format(i=layer and layer[1])}.{leaf}"
+
+
+def turned(path: str, config: Config) -> int | None:
+    """How many heads a tensor has whose rows GGUF interleaves: those of q and k; None of others.
+
+    Example:
+        >>> turned("layers.0.self_attn.k_proj.weight", Config(64, 32, 64, 2, 4, 2, 8))
+        2
+    """
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    return heads.get(path.split(".")[-2])
 
 
 def half_split_rows(heads: int, rows: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from qlab.io.gguf_values import Value
 from qlab.io.pytorch import read_pytorch
 from qlab.io.safetensors import read_json, read_safetensors
 from qlab.models.architectures import assemble, hub_biases, hub_config, hub_path
@@ -86,6 +87,7 @@ def read_folder(folder: Path, name: str | None = None) -> Transformer:
         tokenizer=read_tokenizer(folder),
         notes=tuple(notes),
         provenance={"source": name or folder.resolve().name, "model_type": kind},
+        header=_chat_template(folder),
     )
     return assemble(config, tensors, label)
 
@@ -131,6 +133,14 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, jax.Array]]) -> d
     if lost:
         raise ValueError(f"{index} promises {lost[0]!r}, which no shard holds")
     return tensors
+
+
+def _chat_template(folder: Path) -> dict[str, Value]:
+    """The folder's chat template as a GGUF file carries it on; nothing where there is none."""
+    settings = folder / "tokenizer_config.json"
+    template = read_json(settings).get("chat_template") if settings.exists() else None
+    known = isinstance(template, str)
+    return {"tokenizer.chat_template": Value.of("str", template)} if known else {}
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:

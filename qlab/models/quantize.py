@@ -361,7 +361,8 @@ def _label(
         ),
     )
     name = " ".join(filter(None, (model.name, job.method, spec)))
-    return Label(name, model.tokenizer, report, model.notes, provenance)
+    header = model.label.header
+    return Label(name, model.tokenizer, report, model.notes, provenance, header)
 
 
 def _inputs_said(job: Job) -> list[str]:

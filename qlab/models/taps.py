@@ -92,6 +92,23 @@ def through(
     return y if output else None, grown
 
 
+@jax.jit
+def squares(block: Any, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One batch of sequences through one block, and Σx² of what its linears read.
+
+    Args:
+        block: of any architecture.
+        x: (sequences, time, hidden) float32, what the block reads.
+        mask: (sequences, time) bool, False at padding.
+
+    Returns:
+        (sequences, time, hidden), and (in,) float32 under each stage's first path.
+    """
+    y, inputs = _run(block, x, [stage[0] for stage in block.STAGES])
+    seen = mask[..., None]
+    return y, {path: jnp.where(seen, u * u, 0).sum((0, 1)) for path, u in inputs.items()}
+
+
 def layer_inputs(model: Transformer, tokens: Any) -> dict[str, jax.Array]:
     """What every linear layer reads when the model reads `tokens`.
 

@@ -9,8 +9,9 @@ the vocabulary and merges inside a GGUF file. Not here: training a tokenizer (`t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,11 @@ PRE_TOKENIZERS = {
     ),
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
 }
-_CONTROL = 3  # token_type of a special token (llama.h, LLAMA_TOKEN_TYPE_CONTROL)
+# token_type of a token (llama.h, llama_token_type).
+_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
 
 
-def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """Rebuilds a byte-level BPE tokenizer from the header of a GGUF file.
 
     Args:
@@ -193,22 +195,112 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
         return metadata.get(f"tokenizer.ggml.{key}", default)
 
     kind, pre = get("model"), get("pre")
-    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+    if kind != "gpt2" or not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise ValueError(
-            f"the file's tokenizer is {kind!r} with pre-tokenizer {pre!r}; "
+            f"the file's tokenizer is {kind!r:.40} with pre-tokenizer {pre!r:.40}; "
             f"read are 'gpt2' with {', '.join(map(repr, PRE_TOKENIZERS))}"
         )
-    tokens, merges = get("tokens", []), get("merges", [])
+    try:
+        definition = _byte_level(get("tokens", []), get("merges", []), get("token_type"), pre)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"the file's tokens and merges are no BPE: {error}") from None
+    ids = [get(f"{role}_token_id") for role in ("eos", "bos")]
+    for i in ids:
+        if not (i is None or isinstance(i, int)):
+            raise ValueError(f"the file has {i!r:.40} as the id of a token")
+    eos, bos = ids
+    return Tokenizer(
+        definition, () if eos is None else (eos,), bos if get("add_bos_token") else None
+    )
+
+
+def _byte_level(
+    tokens: list[str], merges: list[str], kinds: list[int] | None, pre: str
+) -> tokenizers.Tokenizer:
+    """The library's tokenizer of a file's lists; unused tokens keep their ids and are left out."""
+    kinds = [_NORMAL] * len(tokens) if kinds is None else kinds
+    listed = list(zip(tokens, kinds, strict=True))
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     definition = tokenizers.Tokenizer(
         models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in merges],
+            vocab={token: i for i, (token, kind) in enumerate(listed) if kind != _UNUSED},
+            merges=pairs,
         )
     )
     definition.pre_tokenizer = PRE_TOKENIZERS[pre]()
     definition.decoder = decoders.ByteLevel()
-    control = [t for t, k in zip(tokens, get("token_type", []), strict=False) if k == _CONTROL]
-    definition.add_special_tokens([AddedToken(token, normalized=False) for token in control])
-    eos = get("eos_token_id")
-    bos = get("bos_token_id") if get("add_bos_token") else None
-    return Tokenizer(definition, () if eos is None else (eos,), bos)
+    for wanted, add in (
+        (_CONTROL, definition.add_special_tokens),
+        (_USER, definition.add_tokens),
+    ):
+        add([AddedToken(token, normalized=False) for token, kind in listed if kind == wanted])
+    return definition
+
+
+def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, tuple[str, Any]]:
+    """What a GGUF header says of a byte-level BPE tokenizer: {key: (kind, value)}.
+
+    Args:
+        tokenizer: of the model.
+        vocab_size: rows of the embedding; those beyond the tokens become unused ones.
+
+    Raises:
+        ValueError: another kind of tokenizer, cut otherwise than llama.cpp can, or more tokens than
+            rows.
+
+    Example:
+        >>> facts = to_gguf(load("tiny").tokenizer, 4096)   # doctest: +SKIP
+        >>> facts["tokenizer.ggml.pre"]                     # doctest: +SKIP
+        ('str', 'smollm')
+    """
+    facts = json.loads(tokenizer.definition.to_str())
+    added = {token["id"]: token for token in facts["added_tokens"]}
+    by_id = {i: token for token, i in tokenizer.definition.get_vocab(True).items()}
+    if max(by_id, default=-1) >= vocab_size:
+        raise ValueError(f"the tokenizer has id {max(by_id)}, the embedding {vocab_size} rows")
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    kinds = [
+        _UNUSED if i not in by_id
+        else _NORMAL if i not in added
+        else _CONTROL if added[i]["special"] else _USER
+        for i in range(vocab_size)
+    ]  # fmt: skip
+    merges = [" ".join(pair) for pair in _pairs(facts["model"])]
+    found: dict[str, tuple[str, Any]] = {
+        "model": ("str", "gpt2"),
+        "pre": ("str", _pre(facts)),
+        "tokens": ("[str]", tokens),
+        "token_type": ("[i32]", kinds),
+        "merges": ("[str]", merges),
+    }
+    plain, whole = (tokenizer.encode("a", special=special) for special in (False, True))
+    begin = whole[0] if whole[1:] == plain else None
+    # Where a file names no begin or end, llama.cpp takes token 11, whatever that is.
+    eos = next(iter(tokenizer.eos_ids), None)
+    for role, i in (("bos", begin if begin is not None else tokenizer.bos_id), ("eos", eos)):
+        i = eos if i is None else i
+        if i is not None:
+            found[f"{role}_token_id"] = ("u32", i)
+    found["add_bos_token"] = ("bool", begin is not None)
+    return {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+
+
+def _pairs(model: dict[str, Any]) -> list[list[str]]:
+    """The merges of a tokenizer.json: lists of two, or texts with a space in older ones."""
+    if model.get("type") != "BPE":
+        raise ValueError(f"the tokenizer is {model.get('type')!r}; GGUF files are written of BPE")
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+
+
+def _pre(facts: dict[str, Any]) -> str:
+    """llama.cpp's name for how a tokenizer cuts a text."""
+    for name, make in PRE_TOKENIZERS.items():
+        bare = tokenizers.Tokenizer(models.BPE())
+        bare.pre_tokenizer = make()
+        wanted = json.loads(bare.to_str())
+        if facts["pre_tokenizer"] == wanted["pre_tokenizer"] and not facts["normalizer"]:
+            return name
+    raise ValueError(
+        "the tokenizer cuts a text as none of llama.cpp's that are known here: "
+        f"{', '.join(PRE_TOKENIZERS)}"
+    )

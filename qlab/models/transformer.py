@@ -49,7 +49,7 @@ class Config:
 @dataclasses.dataclass
 class Label:
     """What travels with a model and never changes what it computes: name, tokenizer, report,
-    notes, provenance.
+    notes, provenance, and the metadata of the GGUF file that it came from, if any.
 
     All labels are equal, so two models that differ only in their labels share one compiled program.
     """
@@ -59,6 +59,7 @@ class Label:
     report: Any = None
     notes: tuple[str, ...] = ()
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    header: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Label)
