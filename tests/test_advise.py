@@ -26,7 +26,7 @@ from qlab.evaluation.evidence import (
 from qlab.evaluation.fits import Question, fit
 from qlab.evaluation.machines import GIB, HARDWARE, machine_of, memory_of
 from qlab.evaluation.memory import size
-from qlab.evaluation.mixtures import NOMINAL, SERVED, TYPES, file_bits, tensor_type
+from qlab.evaluation.mixtures import FILES, NOMINAL, SERVED, file_bits, plan
 from qlab.evaluation.shapes import SHAPES, TYPICAL, shape_of
 from qlab.models.load import load
 
@@ -92,13 +92,15 @@ def test_a_loaded_model_is_counted_by_its_tensors():
 
 
 def test_rows_that_are_no_super_block_fall_back():
-    small = SHAPES["smollm2-135m"]  # 576 columns
-    kinds = {file: tensor_type(file, "q", 0, 576, small) for file in TYPES}
-    assert kinds["Q4_K_M"] == "Q5_0" and kinds["Q6_K"] == "Q8_0" and kinds["Q2_K"] == "Q4_0"
-    assert kinds["Q8_0"] == "Q8_0" and tensor_type("Q4_K_M", "head", 0, 576, small) == "Q8_0"
-    assert tensor_type("Q4_K_M", "down", 0, 1536, small) == "Q6_K"
-    assert tensor_type("Q4_K_M", "v", 40, 8192, SHAPES[SEVENTY]) == "Q5_K"  # 80 layers, shared
-    assert tensor_type("Q4_K_M", "v", 40, 16_384, SHAPES["llama-3.1-405b"]) == "Q4_K"
+    def kinds(file, name):
+        return {row.name.removesuffix(".weight"): row.type for row in plan(file, SHAPES[name])}
+
+    found = {file: kinds(file, "smollm2-135m")["blk.0.attn_q"] for file in FILES}  # 576 columns
+    assert found["Q4_K_M"] == "Q5_0" and found["Q6_K"] == "Q8_0" and found["Q2_K"] == "Q4_0"
+    assert found["Q8_0"] == "Q8_0" and kinds("Q4_K_M", "smollm2-135m")["token_embd"] == "Q8_0"
+    assert kinds("Q4_K_M", "smollm2-135m")["blk.0.ffn_down"] == "Q6_K"  # 1536 columns
+    assert kinds("Q4_K_M", SEVENTY)["blk.40.attn_v"] == "Q5_K"  # 80 layers, shared
+    assert kinds("Q4_K_M", "llama-3.1-405b")["blk.40.attn_v"] == "Q4_K"
 
 
 def test_servers_keep_embedding_and_head():
@@ -258,7 +260,7 @@ def test_a_longer_context_never_gives_more_bits(name, memory, one, two, batch):
 @given(names, memories, contexts, tasks)
 def test_what_is_said_is_so(name, memory, context, task):
     a = advise(name, memory=memory, context=context, task=task)
-    better = [f for f in a.fits if f.gguf][: len(TYPES) if a.best is None else a.fits.index(a.best)]
+    better = [f for f in a.fits if f.gguf][: len(FILES) if a.best is None else a.fits.index(a.best)]
     assert all(not f.fits or f.nominal < TASKS[task].floor for f in better)
     if a.best is None or a.best.bits < WORN:
         assert "smaller model" in a.headline
@@ -297,11 +299,11 @@ def test_efficiencies_enclose_what_was_measured():
     mac = 599.53 * 2 * SHAPES["llama-2-7b"].params / 10.4e12
     assert PREFILL[0] < opt < mac < PREFILL[1]
     assert f"{100 * opt:.0f} %" in PREFILL_WORDS[0] and f"{100 * mac:.0f} %" in PREFILL_WORDS[0]
-    ppls = [LOSSES[file][0] for file in TYPES if file in LOSSES]
-    kls = [LOSSES[file][1] for file in TYPES if file in LOSSES]
+    ppls = [LOSSES[file][0] for file in FILES if file in LOSSES]
+    kls = [LOSSES[file][1] for file in FILES if file in LOSSES]
     assert ppls == sorted(ppls) and kls == sorted(kls)
-    assert set(NOMINAL) == {*TYPES, *SERVED}
-    assert [NOMINAL[f] for f in TYPES] == sorted((NOMINAL[f] for f in TYPES), reverse=True)
+    assert set(NOMINAL) == {*FILES, *SERVED}
+    assert [NOMINAL[f] for f in FILES] == sorted((NOMINAL[f] for f in FILES), reverse=True)
 
 
 def test_memory_is_read():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import qlab
 from qlab.evaluation.machines import GIB, HARDWARE
-from qlab.evaluation.mixtures import SERVED, TYPES
+from qlab.evaluation.mixtures import FILES, SERVED
 from qlab.evaluation.shapes import SHAPES
 from qlab.models.load import load
 from qlab.plots.widget_advisor import END, START, draw_advisor, sentence
@@ -105,7 +105,7 @@ def test_every_state_is_drawn(state, lang):
     points = np.concatenate([p for m in picture.marks for p in getattr(m, "points", [])])
     assert points.min() >= 0 and points[:, 0].max() <= 740 and points[:, 1].max() <= picture.height
     names = {t.words for t in picture.marks if hasattr(t, "words")}
-    assert {*TYPES, *SERVED} <= names
+    assert {*FILES, *SERVED} <= names
 
 
 def test_memories_are_sold():

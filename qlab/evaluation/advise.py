@@ -15,7 +15,7 @@ from qlab.evaluation.evidence import TASKS, WORN
 from qlab.evaluation.fits import Fit, Question, fit
 from qlab.evaluation.machines import machine_of
 from qlab.evaluation.memory import size
-from qlab.evaluation.mixtures import TYPES
+from qlab.evaluation.mixtures import FILES
 from qlab.evaluation.shapes import SHAPES, TYPICAL, Shape, shape_of
 from qlab.models.transformer import Transformer
 from qlab.suggest import near
@@ -92,7 +92,7 @@ def answer(question: Question, others: tuple[Fit, ...] = ()) -> Advice:
         others: what is shown with the files but never recommended.
     """
     task, device = TASKS[question.task], question.machine.device
-    offered = (*TYPES, *(device.formats if device else ()))
+    offered = (*FILES, *(device.formats if device else ()))
     fits = (*(fit(file, question) for file in offered), *others)
     best = first([f for f in fits if f.gguf], task.floor if task.hard else 0)
     served = first([f for f in fits if f.served], task.floor if task.hard else 0)

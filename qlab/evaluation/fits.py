@@ -11,7 +11,7 @@ import math
 
 from qlab.evaluation.evidence import EFFICIENCY, PREFILL
 from qlab.evaluation.machines import GB, OFFLOAD, Machine
-from qlab.evaluation.mixtures import NOMINAL, SERVED, TYPES, file_bits
+from qlab.evaluation.mixtures import FILES, NOMINAL, SERVED, file_bits
 from qlab.evaluation.shapes import Shape
 
 RUNTIME, ROWS = 0.5 * GB, 512  # an assumption: a runtime a device, float32 logits of 512 tokens
@@ -51,7 +51,7 @@ class Fit:
     """A file and what it needs.
 
     Attributes:
-        file: a key of TYPES or SERVED. bits: a weight, the whole file counted.
+        file: a key of FILES or SERVED. bits: a weight, the whole file counted.
         weights: bytes of the file. question: what it answers.
     """
 
@@ -68,7 +68,7 @@ class Fit:
     @property
     def gguf(self) -> bool:
         """A file of llama.cpp's."""
-        return self.file in TYPES
+        return self.file in FILES
 
     @property
     def nominal(self) -> int:

@@ -3,8 +3,9 @@
 "Q4_K_M" says Q4_K for most, Q6_K for some layers of attn_v and ffn_down and for the head, and
 something else again where a width is no multiple of 256. The rules are data here (`MIXTURES`);
 `plan` applies them. Source: llama.cpp src/llama-quant.cpp, `llama_tensor_get_type` and
-`tensor_type_fallback` (the version of llama-cpp-python 0.3.36). Not here: experts, Falcon, and the
-mixtures of IQ1 to IQ3 and of ternary types, whose rules are others.
+`tensor_type_fallback` (the version of llama-cpp-python 0.3.36). The mixtures of IQ2 are planned,
+for their sizes, and not written: their codebooks are searched by none here. Not here: routers and
+the exceptions for eight experts, Falcon, and the mixtures of IQ1, IQ3 and ternary types.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ class Mixture:
         number: general.file_type in a file (enum llama_ftype of llama.h).
         base: the type of all that no rule names.
         attn_v, attn_output, ffn_down: rules of a kind of tensor.
+        output: the type of the head, or of a table that is also the head.
+        token_embd: the type of a table that is not; "" is the base.
+        seventy: whether the small attn_v of Llama's 70B get more bits.
     """
 
     number: int
@@ -93,13 +97,24 @@ class Mixture:
     attn_v: Rules = ()
     ffn_down: Rules = ()
     attn_output: Rules = ()
+    output: str = "Q6_K"
+    token_embd: str = ""
+    seventy: bool = True
 
+
+_IQ2: dict[str, Any] = {
+    "attn_v": ((shared_by_4, "Q4_K"), (always, "Q2_K")),
+    "ffn_down": ((share(8), "Q2_K"),),
+    "output": "Q5_K",
+    "token_embd": "Q2_K",
+    "seventy": False,
+}
 
 MIXTURES: dict[str, Mixture] = {
     "F32": Mixture(0, "F32"),
     "F16": Mixture(1, "F16"),
     "BF16": Mixture(32, "BF16"),
-    "Q8_0": Mixture(7, "Q8_0"),
+    "Q8_0": Mixture(7, "Q8_0", output="Q8_0"),
     "Q5_1": Mixture(9, "Q5_1"),
     "Q5_0": Mixture(8, "Q5_0", ffn_down=((eighth_with, "Q5_1"),)),
     "Q4_1": Mixture(3, "Q4_1"),
@@ -127,11 +142,13 @@ MIXTURES: dict[str, Mixture] = {
     "Q5_K_S": Mixture(16, "Q5_K"),
     "Q5_K_M": Mixture(17, "Q5_K", ((more_bits, "Q6_K"),), ((more_bits, "Q6_K"),)),
     "Q6_K": Mixture(18, "Q6_K"),
+    "IQ2_XXS": Mixture(19, "IQ2_XXS", **_IQ2),
+    "IQ2_XS": Mixture(20, "IQ2_XS", **_IQ2),
 }
 
 # What takes the place of a type whose blocks do not divide a row; F16 where that does not either.
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-FALLBACK |= {"IQ4_XS": "IQ4_NL"}
+FALLBACK |= {"IQ4_XS": "IQ4_NL", "IQ2_XS": "IQ4_NL", "IQ2_XXS": "IQ4_NL"}
 
 
 def mixture(name: str) -> Mixture:
@@ -270,11 +287,13 @@ def _wanted(
     if base in FLOATS:
         return base
     if name == "output.weight" or (tied and name == "token_embd.weight"):
-        return "Q8_0" if base == "Q8_0" or shape[-1] % TYPES[base][1] else "Q6_K"
+        return "Q8_0" if shape[-1] % TYPES[base][1] else rules.output
     kind = name.split(".")[-2]
+    if kind == "token_embd":
+        return rules.token_embd or base
     chosen = next((to for when, to in getattr(rules, kind, ()) if when(at)), base)
     # Eighty layers with shared heads are Llama's 70B, which has an exception of its own.
-    seventy = config.num_hidden_layers == 80 and at.shared > 1
+    seventy = rules.seventy and config.num_hidden_layers == 80 and at.shared > 1
     if kind == "attn_v" and seventy and chosen in ("Q3_K", "Q4_K"):
         return "Q5_K"
     return chosen

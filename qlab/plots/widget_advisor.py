@@ -7,7 +7,7 @@ from __future__ import annotations
 from qlab.evaluation.advice import Advice, gigabytes, span
 from qlab.evaluation.evidence import LOSSES, TASKS, WORN
 from qlab.evaluation.fits import Fit
-from qlab.evaluation.mixtures import SERVED, TYPES
+from qlab.evaluation.mixtures import FILES, SERVED
 from qlab.plots.svg import Picture
 from qlab.plots.widget_parts import PANEL, WIDTH, Axis, x_axis
 from qlab.plots.widget_report import wrapped
@@ -17,7 +17,7 @@ HEIGHT = 532
 TOP, ROW = 152, 22  # the first row's middle, and the distance of rows
 GAP = 30  # before the servers' formats
 BITS, START, END, NEED, SPEED, LOSS = 128, 140, 520, 588, 666, WIDTH - 2  # columns
-BOTTOM = TOP + ROW * (len(TYPES) + len(SERVED)) + GAP - 12
+BOTTOM = TOP + ROW * (len(FILES) + len(SERVED)) + GAP - 12
 PARTS = (("weights", "blue"), ("KV cache", "orange"), ("reserve", "grey"))
 
 
@@ -33,7 +33,7 @@ def draw_advisor(data: Advice, lang: str = "en") -> Picture:
     most = max(1.4 * capacity, 1.08 * data.best.need if data.best else 0)
     x = Axis(0, most / 1e9, START, END)
     _columns(picture, lang)
-    for i, file in enumerate((*TYPES, *SERVED)):
+    for i, file in enumerate((*FILES, *SERVED)):
         found = [f for f in data.fits if f.file == file]
         y = TOP + ROW * i + (GAP if file in SERVED else 0)
         if found:
@@ -43,7 +43,7 @@ def draw_advisor(data: Advice, lang: str = "en") -> Picture:
             words = "not for this hardware" if data.question.machine.device else "name a GPU for it"
             picture.text(START + 4, y + 4, say(words, lang), size=11, colour="muted")
     words = say("GPU servers' formats, embedding and head in 16 bits", lang)
-    picture.text(0, TOP + ROW * len(TYPES) + 12, words, size=11, colour="muted")
+    picture.text(0, TOP + ROW * len(FILES) + 12, words, size=11, colour="muted")
     _memory(picture, x, capacity, lang)
     x_axis(picture, x, BOTTOM, count=6)
     picture.text(END + 22, BOTTOM + 16, "GB", size=11, colour="muted")
