@@ -65,7 +65,8 @@ def hqq_step(
     wrong = blocks - multiply(codes - shift, scale[..., None])
     outliers = shrink(wrong, beta, p)
     error = ordered_mean(ordered_mean(jnp.abs(wrong)).reshape(-1))
-    return error, ordered_mean(codes - multiply(blocks - outliers, inverse))
+    zero = ordered_mean(codes - multiply(blocks - outliers, inverse))
+    return error, zero
 
 
 class Search(NamedTuple):
