@@ -145,7 +145,7 @@ def draw_hqq_steps(data: HqqStepsData, lang: str = "en") -> Picture:
     _head(picture, data, lang)
     _line(picture, data, lang)
     reach = 0.15 + np.ceil(10 * max(0.6, np.abs(data.group.errors).max())) / 10 - 0.1
-    x = Axis(-reach, reach, LEFT, RIGHT - 76)  # of both panels of errors, in steps of the grid
+    x = Axis(-reach, reach, LEFT, RIGHT - 92)  # of both panels of errors, in steps of the grid
     _errors(picture, data, x, lang)
     _shrink(picture, data, x, lang)
     x = Axis(0, len(data.found.costs) - 1, RIGHT + 8, END)
@@ -161,7 +161,7 @@ def sentence(data: HqqStepsData, lang: str) -> str:
     if k == 0:
         return say("Step 0 is plain rounding: the group's ends lie on the ends of its grid.", lang)
     if k >= found.steps:
-        why = "the mean error no longer fell" if found.rose else "it takes no more"
+        why = "the mean error no longer fell" if found.rose else "no more are allowed"
         fell = data.change[2] < 0
         output = "the output error fell" if fell else "the output error did not fall"
         words = "The search ends with step {k}: {why}; {output}, and no text was read."

@@ -202,7 +202,7 @@ KOREAN = {
     "The search ends with step {k}: {why}; {output}, and no text was read.":
         "탐색은 {k}단계에서 끝납니다: {why}. {output}, 글은 읽지 않았습니다.",
     "the mean error no longer fell": "평균 오차가 더는 줄지 않음",
-    "it takes no more": "정해진 단계 수를 다 씀",
+    "no more are allowed": "정해진 단계 수를 다 씀",
     "the output error fell": "출력 오차는 줄었고",
     "the output error did not fall": "출력 오차는 줄지 않았고",
     "group {g} of row {row} on its levels": "{row}행 {g}번 그룹과 그 레벨",
