@@ -166,10 +166,7 @@ def sentence(data: HqqStepsData, lang: str) -> str:
         output = "the output error fell" if fell else "the output error did not fall"
         words = "The search ends with step {k}: {why}; {output}, and no text was read."
         return say(words, lang, k=found.steps, why=say(why, lang), output=say(output, lang))
-    words = (
-        "Step {k}: this zero point moves by {d} codes; {n} of {m} weights have another level "
-        "than before."
-    )
+    words = "Step {k}: this zero point moves by {d} codes; {n} of {m} weights changed their level."
     by = float(one.zeros[k] - one.zeros[k - 1])
     n = int((one.codes[k] != one.codes[k - 1]).sum())
     return say(words, lang, k=k, d=signed(by), n=n, m=len(one.w))

@@ -197,7 +197,7 @@ KOREAN = {
     "after step {k}": "{k}단계 뒤",
     "Step 0 is plain rounding: the group's ends lie on the ends of its grid.":
         "0단계는 단순 반올림: 그룹의 양 끝이 격자의 양 끝에 놓입니다.",
-    "Step {k}: this zero point moves by {d} codes; {n} of {m} weights have another level than before.":
+    "Step {k}: this zero point moves by {d} codes; {n} of {m} weights changed their level.":
         "{k}단계: 이 영점이 코드 {d}만큼 움직이고, 가중치 {m}개 중 {n}개의 레벨이 바뀝니다.",
     "The search ends with step {k}: {why}; {output}, and no text was read.":
         "탐색은 {k}단계에서 끝납니다: {why}. {output}, 글은 읽지 않았습니다.",
