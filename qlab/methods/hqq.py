@@ -16,6 +16,7 @@ the step at which the search stops is kept.
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,8 @@ def shrink(x: jax.Array, beta: float | jax.Array, p: float | jax.Array) -> jax.A
 
 
 def hqq_step(
-    blocks: jax.Array, scale: jax.Array, zero: jax.Array, format: Format, *, p: float = 0.7,
-    beta: float = 10.0,
+    blocks: jax.Array, scale: jax.Array, zero: jax.Array, format: Format, *,
+    p: float | jax.Array = 0.7, beta: float | jax.Array = 10.0,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """One step of the search.
 
@@ -64,20 +65,53 @@ def hqq_step(
     wrong = blocks - multiply(codes - shift, scale[..., None])
     outliers = shrink(wrong, beta, p)
     error = ordered_mean(ordered_mean(jnp.abs(wrong)).reshape(-1))
-    return error, ordered_mean(codes - multiply(blocks - outliers, inverse))
+    zero = ordered_mean(codes - multiply(blocks - outliers, inverse))
+    return error, zero
+
+
+class Search(NamedTuple):
+    """Where the search stands: () steps taken, () least mean error so far, (groups …) zero points,
+    () whether the last step found the error lower than all before.
+    """
+
+    steps: jax.Array
+    best: jax.Array
+    zero: jax.Array
+    fell: jax.Array
+
+
+def begin(zero: jax.Array) -> Search:
+    """The search before its first step, at `zero` (groups …)."""
+    return Search(jnp.int32(0), jnp.float32(jnp.inf), zero, jnp.bool_(True))
+
+
+def advance(
+    at: Search, blocks: jax.Array, scale: jax.Array, format: Format, p: float | jax.Array,
+    beta: float | jax.Array,
+) -> Search:  # fmt: skip
+    """The search a step on; the arguments are those of `hqq_step`.
+
+    The step that finds no lower error moves the zero points all the same, and is the last.
+
+    Example:
+        >>> from qlab.formats import UINT2
+        >>> w = jnp.array([[0.0, 1.0, 2.0, 3.5]])
+        >>> at = advance(begin(jnp.zeros(1)), w, jnp.ones(1), UINT2, 0.7, 10.0)
+        >>> int(at.steps), bool(at.fell)
+        (1, True)
+    """
+    error, zero = hqq_step(blocks, scale, at.zero, format, p=p, beta=beta)
+    return Search(at.steps + 1, jnp.minimum(at.best, error), zero, error < at.best)
 
 
 @partial(jax.jit, static_argnames=("format", "iters"))
 def _search(blocks, scale, zero, format, p, beta, iters) -> jax.Array:
     """Steps until the error rises, `iters` at most; the zero points of the last."""
-
-    def step(state):
-        i, best, zero, _ = state
-        error, zero = hqq_step(blocks, scale, zero, format, p=p, beta=beta)
-        return i + 1, jnp.minimum(best, error), zero, error < best
-
-    first = (jnp.int32(0), jnp.float32(jnp.inf), zero, jnp.bool_(True))
-    return jax.lax.while_loop(lambda state: (state[0] < iters) & state[3], step, first)[2]
+    return jax.lax.while_loop(
+        lambda at: (at.steps < iters) & at.fell,
+        lambda at: advance(at, blocks, scale, format, p, beta),
+        begin(zero),
+    ).zero
 
 
 @method(supports=lambda spec: spec.format.is_integer and isinstance(spec.zero, str))

@@ -11,6 +11,7 @@ from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
 from qlab.widgets.gallery import gallery
 from qlab.widgets.gptq_steps import gptq_steps
+from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.report import report
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source
@@ -24,6 +25,7 @@ __all__ = [
     "formats",
     "gallery",
     "gptq_steps",
+    "hqq_steps",
     "report",
     "smoothquant",
     "weights",

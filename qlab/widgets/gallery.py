@@ -19,6 +19,7 @@ from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
 from qlab.widgets.formats import formats
 from qlab.widgets.gptq_steps import gptq_steps
+from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.report import report
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source, source_of
@@ -56,6 +57,11 @@ WIDGETS = {
         smoothquant,
         "SmoothQuant's one number: how far the inputs' outliers move into the weights, "
         "and what INT8 products gain by it.",
+    ),
+    "hqq_steps": (
+        hqq_steps,
+        "HQQ step by step: every group's zero point slides its levels to where the errors cost "
+        "least, and no text is read.",
     ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),

@@ -186,6 +186,33 @@ def test_advisor(lab):
     notebook.close()
 
 
+def test_hqq_steps(lab):
+    notebook = opened(lab, "hqq_steps", "widgets.hqq_steps(model)")
+    both_themes(notebook, "qlab-hqq_steps")
+    moves = [("search step", "ArrowRight", 6), ("search step", "ArrowLeft", 3)]
+    moves += [
+        ("channel", "ArrowRight", 4),
+        ("channel", "ArrowLeft", 4),
+        ("beta β", "ArrowRight", 2),
+    ]
+    measured(notebook, "qlab-hqq_steps", moves)
+    assert "Step 8: this zero point" in notebook.label("qlab-hqq_steps")
+    both_themes(notebook, "qlab-hqq_steps", "kept")
+    page = notebook.page
+    page.locator("[data-pick=zeros]").click(position={"x": 120, "y": 112})
+    page.wait_for_selector(".qlab-hqq_steps svg[aria-label^='Step 10: ']")
+    notebook.press("qlab-hqq_steps", "ArrowUp")  # the panel has kept the focus
+    page.locator("[data-pick=curves]").click(position={"x": 1, "y": 50})
+    page.wait_for_selector(".qlab-hqq_steps svg[aria-label^='Step 0 is plain rounding']")
+    page.locator(".qlab-hqq_steps .widget-play button").first.click()
+    page.wait_for_selector(".qlab-hqq_steps svg[aria-label^='The search ends with step 20']")
+    before = notebook.picture("qlab-hqq_steps")
+    page.locator(".qlab-hqq_steps select").select_option("2.mlp.down_proj")
+    notebook.await_change("qlab-hqq_steps", before)
+    both_themes(notebook, "qlab-hqq_steps", "down")
+    notebook.close()
+
+
 def test_report(lab):
     some = "batches=qlab.calibration_batches(model, tokens=4096)"
     report = f"widgets.report(qlab.quantize_model(model, 'gptq', 'int3_g64', {some}))"
