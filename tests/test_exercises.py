@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import qlab.exercises as exercises
+from qlab.activations import ACTS, act_matmul
 from qlab.exercises.judge import judge
 from qlab.formats import INT4, UINT4
 from qlab.methods.awq import awq, awq_candidates
 from qlab.methods.gptq import factor, gptq
+from qlab.methods.smoothquant import smoothquant
 from qlab.qtensor import Spec, bits_per_weight, dequantize, fit, quantize
 from qlab.rules import gptq_asym
 from qlab.stats import Stats
@@ -138,6 +140,36 @@ def test_the_solutions_of_awq_agree_with_the_library():
     np.testing.assert_array_equal(right["salient"](stats.mean_abs, 2), [1, 4])
 
 
+def test_the_solutions_of_smoothquant_agree_with_the_library():
+    """The exercises put together are SmoothQuant and LLM.int8(): same scales, codes, products."""
+    right = {name: e.solution for name, e in ALL.items()}
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(16, 8)) * [1, 9, 2, 1, 0.1, 1, 1, 30], jnp.float32)
+    w, stats = jnp.asarray(random.normal(size=(4, 8)), jnp.float32), Stats.from_inputs(x)
+    spec, token = qlab_spec("int8_channel"), ACTS["int8_token"]
+    q = smoothquant(w, stats, spec, alpha=0.8)
+    s = right["smooth_scales"](stats.amax, [w], 0.8)
+    np.testing.assert_allclose(s, q.channel_scale, rtol=1e-5)
+    _, moved, scaled = right["smooth_fold"](jnp.ones(8), jnp.ones(8), w, s)
+    np.testing.assert_allclose((x * moved) @ scaled.T, x @ w.T, rtol=1e-4, atol=1e-4)
+    (qx, sx), (qw, sw) = right["int8_token"](x / s), right["int8_token"](scaled)
+    found = quantize(x / s, token.spec)
+    np.testing.assert_array_equal(qx, token.spec.format.decode(found.codes))
+    np.testing.assert_allclose(sx, found.scale, rtol=1e-6)
+    np.testing.assert_allclose(
+        right["int_matmul"](qx, qw, sx, sw), act_matmul(x, q, token), rtol=1e-5, atol=1e-5
+    )
+    codes = ACTS["int8_tensor"].spec.format.decode(quantize(x, ACTS["int8_tensor"].spec).codes)
+    levels = right["effective_levels"](x)
+    np.testing.assert_array_equal(levels, 2 * np.abs(codes).max(0) + 1)
+    outlying = right["outlier_channels"](x, 6.0)
+    np.testing.assert_array_equal(np.flatnonzero(outlying), [1, 7])
+    mixed = right["mixed_product"](x, *right["int8_token"](w), outlying)
+    np.testing.assert_allclose(
+        mixed, act_matmul(x, quantize(w, spec), ACTS["llm_int8"]), rtol=1e-4, atol=1e-4
+    )
+
+
 def qlab_spec(name):
     from qlab.specs import SPECS
 
@@ -164,7 +196,37 @@ def loop_scale(w):
     return [[max(abs(float(x)) for x in row) / 7] for row in w]
 
 
+def loop_matmul(qx, qw, sx, sw):
+    """Right, and written with Python's own whole numbers."""
+    rows = [[sum(int(a) * int(b) for a, b in zip(x, w)) for w in qw] for x in qx]
+    return np.array(rows) * np.array(sx) * np.array(sw)[:, 0]
+
+
+def numpy_token(x):
+    """Right, and written without jnp.where: zeros divided by 1e-9 are zeros."""
+    x = np.array(x)
+    scale = np.abs(x).max(1)[:, None] / 127
+    return np.rint(x / np.maximum(scale, 1e-9)), scale
+
+
+def cut_out(x, qw, sw, outlying):
+    """Right, and written as bitsandbytes does it: columns are cut out of both sides."""
+    o = np.array(outlying)
+    sx = np.abs(np.array(x)[:, ~o]).max(1, initial=0)[:, None] / 127
+    codes = np.rint(np.array(x)[:, ~o] / np.where(sx == 0, 1, sx))
+    y = codes @ np.array(qw, float)[:, ~o].T * sx * np.array(sw).T
+    return y + np.array(x)[:, o] @ (np.array(qw, float) * np.array(sw))[:, o].T
+
+
 RIGHT = [
+    ("int_matmul", loop_matmul),
+    ("int8_token", numpy_token),
+    ("mixed_product", cut_out),
+    ("outlier_channels", lambda x, t: np.max(np.abs(x), 0) >= t),
+    ("outlier_channels", lambda x, t: [any(abs(float(v)) >= t for v in c) for c in x.T]),
+    ("smooth_scales", lambda a, ws, r: a**r * np.abs(np.concatenate(ws)).max(0) ** (r - 1)),
+    ("effective_levels", lambda x: 1 + 2 * np.rint(127 * abs(x).max(0) / abs(x).max())),
+    ("smooth_fold", lambda g, b, w, s: [g / s, b / s, w @ np.diag(s)]),
     ("push", loop_push),
     ("errors", lambda w, q, u: np.linalg.solve(np.array(u).T, np.array(w - q).T).T),
     ("output_loss", lambda w, q, h: jnp.trace((w - q) @ h @ (w - q).T)),
@@ -187,6 +249,16 @@ def test_other_right_answers_pass(name, function, capsys):
 
 WRONG = [
     # name, answer, what must be said
+    ("int_matmul", lambda qx, qw, sx, sw: (qx @ qw.T).astype(jnp.int32) * sx * sw.T, "wrapped"),
+    ("int_matmul", lambda qx, qw, sx, sw: qx @ qw.T * sx, "numbers differ"),
+    ("int8_token", lambda x: jnp.round(x / jnp.abs(x).max() * 127), "codes and scale, 2 in all"),
+    ("int8_token", lambda x: (jnp.round(127 * x / abs(x).max(-1)[:, None]), abs(x).max(-1) / 127),
+     "got (4,), expected (4, 1)"),
+    ("smooth_scales", lambda a, ws, r: a**r / abs(ws).max(0) ** (1 - r), "raises TypeError"),
+    ("smooth_fold", lambda g, b, w, s: (g / s, w * s), "gain and bias and weights, 3 in all"),
+    ("outlier_channels", lambda x, t: abs(x).max(0), "numbers differ"),
+    ("mixed_product", lambda x, qw, sw, o: jnp.where(o, 0, x) @ (qw * sw).T, "numbers differ"),
+    ("effective_levels", lambda x: jnp.full(6, 255), "every channel has its own scale here"),
     ("push", lambda w, u, j, q: w[:, j + 1 :], "wrong shape of the weights"),
     ("push", lambda w, u, j, q: w.at[:, j].set(0.0), "numbers differ"),
     ("output_loss", lambda w, q, h: (w - q) @ h @ (w - q).T, "got (3, 3), expected ()"),

@@ -13,7 +13,7 @@ from qlab.activations import ACTS, Act
 from qlab.methods import METHODS
 from qlab.models.judge import quantize_layer
 from qlab.models.quantize import quantize_model
-from qlab.models.surgery import linears, map_linears
+from qlab.models.surgery import get, linears, map_linears
 from qlab.models.transformer import Linear
 from qlab.qtensor import QTensor, dequantize
 from qlab.specs import SPECS
@@ -61,6 +61,46 @@ def test_the_folded_float_model_is_the_same_function(name):
         assert change(MODELS[name], undone) < 1e-5, path
         moved.append(any(not np.array_equal(a, b) for a, b in arrays(MODELS[name], undone)))
     assert sum(moved) > len(moved) / 2  # the others keep s = 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("alpha", [0.5, "search"])
+def test_smoothing_leaves_the_float_model_as_it_was(name, alpha):
+    """Every linear as it is just before rounding: columns, gains and biases of norms have moved,
+    by factors of up to 20 and more, and the function has not."""
+    from qlab.models import with_outliers
+
+    loud, kept = with_outliers(MODELS[name], gain=20.0, share=0.05), []
+
+    def note(w, stats, spec, **_):
+        kept.append(w)
+        return qlab.quantize(w, spec), {}
+
+    method = lambda w, stats, spec, *, alpha: qlab.rtn(w, stats, spec)  # noqa: E731
+    for key in ("supports", "propagate", "with_facts"):
+        setattr(method, key, getattr(METHODS["smoothquant"], key))
+    method.fold = METHODS["smoothquant"].fold._replace(finish=note)
+    q = quantize_model(loud, method, "int8_tensor", TOKENS, alpha=alpha, progress=False)
+    found = dict(zip(linears(loud), kept, strict=True))
+    for path, layer in linears(q).items():  # the order is the model's
+        again = qlab.quantize(found[path], layer.weight.spec)
+        np.testing.assert_array_equal(again.codes, layer.weight.codes)
+    undone = map_linears(q, lambda path, x: Linear(found[path], x.bias))
+    assert change(loud, undone) < 1e-5
+    for block, smoothed in zip(loud.layers, undone.layers):
+        for feed in block.FEEDS:
+            old, new = get(block, feed.feeder), get(smoothed, feed.feeder)
+            if isinstance(old, Linear):  # fed by no norm: as it was
+                for path in feed.consumers:
+                    np.testing.assert_array_equal(
+                        get(smoothed, path).weight, get(block, path).weight
+                    )
+                continue
+            ratio = np.asarray(old.weight / new.weight)
+            assert ratio.max() > 10 * np.median(ratio)
+            if hasattr(old, "bias"):
+                np.testing.assert_allclose(new.bias * ratio, old.bias, rtol=1e-5, atol=1e-7)
+                assert name != "opt" or np.abs(np.asarray(old.bias)).max() > 0
 
 
 def arrays(a, b):
@@ -125,7 +165,6 @@ def test_stats_given_do_as_well_as_text():
 def test_the_block_objective_is_the_block():
     """The losses are those of the attention's own output, computed once more by hand."""
     from qlab.models.fold import _whole_losses
-    from qlab.models.surgery import get
 
     model = MODELS["llama"]
     block, x = model.layers[0], model.embed(jnp.asarray(TOKENS))

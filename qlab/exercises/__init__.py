@@ -13,11 +13,12 @@ from qlab.exercises.awq import AWQ
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
+from qlab.exercises.smoothquant import SMOOTHQUANT
 from qlab.exercises.start import START
 from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ, *AWQ)
+    exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT)
 }
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]

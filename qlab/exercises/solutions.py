@@ -136,3 +136,46 @@ def clip(w: jax.Array, share: float) -> jax.Array:
     """Every row of w cut at ± share · max|w|."""
     limit = share * jnp.abs(w).max(axis=-1, keepdims=True)
     return jnp.clip(w, -limit, limit)
+
+
+def effective_levels(x: jax.Array) -> jax.Array:
+    """How many of the 255 levels of one int8 grid for all of x (tokens, in) each channel spans."""
+    step = jnp.abs(x).max() / 127
+    return 2 * jnp.round(jnp.abs(x).max(axis=0) / step) + 1
+
+
+def int8_token(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Codes −127 … 127 (tokens, in) int8 and one scale a token (tokens, 1); zeros stay zeros."""
+    scale = jnp.abs(x).max(axis=-1, keepdims=True) / 127
+    return jnp.round(x / jnp.where(scale == 0, 1.0, scale)).astype(jnp.int8), scale
+
+
+def int_matmul(qx: jax.Array, qw: jax.Array, sx: jax.Array, sw: jax.Array) -> jax.Array:
+    """qx (tokens, in) times qw (out, in) transposed, summed in int32, times both scales."""
+    total = jnp.matmul(qx, qw.T, preferred_element_type=jnp.int32)
+    return total * sx * sw.T
+
+
+def smooth_scales(amax_x: jax.Array, weights: list[jax.Array], alpha: float) -> jax.Array:
+    """max|X_j|^α / max|W_j|^(1−α), (in,); the largest weight of all linears that read X."""
+    amax_w = jnp.stack([jnp.abs(w).max(axis=0) for w in weights]).max(axis=0)
+    return amax_x**alpha / amax_w ** (1 - alpha)
+
+
+def smooth_fold(
+    gain: jax.Array, bias: jax.Array, w: jax.Array, s: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A norm's gain and bias (in,) divided and the weights' columns (out, in) multiplied by s."""
+    return gain / s, bias / s, w * s
+
+
+def outlier_channels(x: jax.Array, threshold: float) -> jax.Array:
+    """Which channels of x (tokens, in) have any |x| ≥ threshold: (in,) of True and False."""
+    return (jnp.abs(x) >= threshold).any(axis=0)
+
+
+def mixed_product(x: jax.Array, qw: jax.Array, sw: jax.Array, outlying: jax.Array) -> jax.Array:
+    """x Wᵀ with the outlying channels in float and the others in int8: (tokens, out)."""
+    inside = jnp.where(outlying, 0.0, x)
+    codes, scale = int8_token(inside)
+    return int_matmul(codes, qw, scale, sw) + (x - inside) @ (qw * sw).T
