@@ -16,6 +16,7 @@ from qlab.plots.widget_words import say
 from qlab.widgets.awq_curve import awq_curve
 from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
+from qlab.widgets.calibration import calibration
 from qlab.widgets.formats import formats
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.report import report
@@ -56,13 +57,22 @@ WIDGETS = {
         "SmoothQuant's one number: how far the inputs' outliers move into the weights, "
         "and what INT8 products gain by it.",
     ),
+    "calibration": (
+        lambda source, lang: calibration(lang=lang),  # measured on the bundled model
+        "Which text a method reads, and how much of it: what that costs, on which text, "
+        "and whether it is more than noise.",
+    ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),
         "What quantization did to every layer: where it hurts, against plain rounding, and why, "
         "in words.",
     ),
 }
-ARGUMENTS = {"formats": "", "report": "q"}  # of those that do not take the model itself
+ARGUMENTS = {
+    "formats": "",
+    "calibration": "",
+    "report": "q",
+}  # of those that do not take the model itself
 SCALE = 0.5  # of a thumbnail
 
 
