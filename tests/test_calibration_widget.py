@@ -76,7 +76,7 @@ def test_kl_is_compared_with_both_bars(table):
 
 
 def test_the_control_did_not_move(table):
-    """Every run of RTN, whatever text it was given, scored the same to the bit; the count is kept."""
+    """Every run of RTN, whatever text it was given, scored the same to the bit."""
     files = sorted(ROWS.glob("rtn_*.json"))
     rows = [json.loads(file.read_text())["row"] for file in files]
     losses = {tuple(tuple(text["window_nll"]) for text in row["texts"]) for row in rows}

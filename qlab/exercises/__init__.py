@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qlab.exercises.awq import AWQ
+from qlab.exercises.calibration import CALIBRATION
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
@@ -17,7 +18,7 @@ from qlab.exercises.start import START
 from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ, *AWQ)
+    exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *CALIBRATION)
 }
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]
