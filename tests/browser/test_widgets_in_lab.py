@@ -169,8 +169,8 @@ def test_smoothquant(lab):
 def test_calibration(lab):
     notebook = opened(lab, "calibration", "widgets.calibration()")
     both_themes(notebook, "qlab-calibration")
-    moves = [("bits", "ArrowLeft", 2), ("bits", "ArrowRight", 2), ("windows", "ArrowLeft", 3)]
-    moves += [("windows", "ArrowRight", 3)]
+    moves = [("bits", "ArrowLeft", 1), ("bits", "ArrowRight", 2), ("bits", "ArrowLeft", 1)]
+    moves += [("windows", "ArrowLeft", 3), ("windows", "ArrowRight", 3)]
     measured(notebook, "qlab-calibration", moves)
     page = notebook.page
     assert "Judged on korean: from mixed to" in notebook.label("qlab-calibration")
