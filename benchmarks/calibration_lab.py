@@ -40,8 +40,10 @@ WINDOWS = (4, 16, 64, 256)
 CONTEXT = 128  # tokens of a calibration window: 256 of them fit every text without repetition
 METHODS = ("rtn", "gptq", "awq")
 BITS = (4, 3, 2)
-SCORED = {"tiny": 16, "smollm2-135m": 8}  # evaluation windows of 256 tokens, of every text
+SCORED = {"tiny": 16, "smollm2-135m": 8}  # evaluation windows of SCORED_CONTEXT tokens
+SCORED_CONTEXT = 256  # tokens of an evaluation window
 SEED = 0
+SPEC = "qlab.specs.gptq(bits, 64, sym=False)"
 SUMMARY = Path(qlab.__file__).parent / "data" / "calibration_lab.json"
 
 
@@ -96,8 +98,8 @@ def measure(name: str) -> None:
             q,
             reference=model,
             texts=JUDGED,
-            tokens=256 * SCORED[name],
-            context=256,
+            tokens=SCORED_CONTEXT * SCORED[name],
+            context=SCORED_CONTEXT,
             seed=SEED,
             name=row,
             progress=False,
@@ -129,7 +131,7 @@ def render() -> None:
         "# The calibration lab",
         "",
         "Written by `python benchmarks/calibration_lab.py`; not edited by hand. The same method, "
-        "Spec (`qlab.specs.gptq(bits, 64, sym=False)`) and number of tokens; only the text that "
+        f"Spec (`{SPEC}`) and number of tokens; only the text that "
         f"calibration reads differs: one domain, all four mixed evenly, or random token ids. "
         f"Windows of {CONTEXT} tokens, seed {SEED}. Judged on the evaluation halves, windows of "
         "256; ± is one standard error by bootstrap over the same windows, in pairs.",
@@ -142,28 +144,35 @@ def render() -> None:
             parts += [f"## {name}, {SCORED[name]} windows of every text", "", *told(found), ""]
             summary[name] = compact(found)
     write(RESULTS / "calibration_lab.md", "\n".join(parts).rstrip() + "\n")
-    text = json.dumps({"context": CONTEXT, "scored": SCORED, "models": summary}, indent=None)
-    write(SUMMARY, text.replace("}, {", "},\n{") + "\n")
+    facts = {"written_by": "benchmarks/calibration_lab.py", "spec": SPEC, "context": CONTEXT}
+    facts |= {"seed": SEED, "judged": JUDGED, "scored": SCORED, "scored_context": SCORED_CONTEXT}
+    text = json.dumps(facts | {"models": summary}, separators=(",", ":"), ensure_ascii=False)
+    write(SUMMARY, text.replace("},{", "},\n{") + "\n")
     print(f"wrote {RESULTS / 'calibration_lab.md'} and {SUMMARY.name}")
 
 
-def compact(found: dict[tuple[str, int, str, int], Evaluation]) -> list[dict[str, Any]]:
+def compact(found: dict[tuple[str, int, str, int], Evaluation]) -> dict[str, Any]:
     """One entry a row: Δ ln ppl from the float model, KL, and Δ ln ppl from mixed text of the same
-    size, each with its bar, for every judged text.
+    size, each with its bar, for every judged text; RTN's rows are equal, so one for every width.
     """
-    entries = []
+    entries, rounded = [], set()
     for (method, bits, text, windows), row in found.items():
-        mixed = found.get((method, bits, "mixed", windows))
-        entry: dict[str, Any] = {"method": method, "bits": bits, "text": text, "windows": windows}
+        if method == "rtn" and bits in rounded:
+            continue
+        entry: dict[str, Any] = {"method": method, "bits": bits}
+        if method == "rtn":
+            rounded.add(bits)
+        else:
+            entry |= {"text": text, "windows": windows}
+        mixed = None if method == "rtn" else found.get((method, bits, "mixed", windows))
         for judged in JUDGED:
             score = row[judged]
-            entry[judged] = {
-                "dlnppl": _rounded(score.dlnppl),
-                "kl": _rounded(score.kl),
-                "mixed": _rounded(mixed and paired_difference(mixed, row, judged)),
-            }
+            entry[judged] = {"dlnppl": _rounded(score.dlnppl), "kl": _rounded(score.kl)}
+            if mixed:
+                entry[judged]["mixed"] = _rounded(paired_difference(mixed, row, judged))
         entries.append(entry)
-    return entries
+    runs, differ = moved(found)
+    return {"control": {"runs": runs, "differ": differ}, "rows": entries}
 
 
 def _rounded(estimate: Any) -> list[float] | None:
@@ -230,8 +239,8 @@ def _against(found: dict, at: tuple[str, int, str, int], judged: str, other: str
     return f"**{text}**" if abs(d.value) > 2 * (d.bar or 0.0) else text
 
 
-def control(found: dict[tuple[str, int, str, int], Evaluation]) -> str:
-    """Whether RTN moved."""
+def moved(found: dict[tuple[str, int, str, int], Evaluation]) -> tuple[int, int]:
+    """How many runs RTN had, and how many differ in a bit from the first of the same width."""
     differ, count = 0, 0
     first: dict[int, Any] = {}
     for (method, bits, _, _), row in found.items():
@@ -239,6 +248,12 @@ def control(found: dict[tuple[str, int, str, int], Evaluation]) -> str:
             count += 1
             scores = [text.window_nll for text in row.texts]
             differ += first.setdefault(bits, scores) != scores
+    return count, differ
+
+
+def control(found: dict[tuple[str, int, str, int], Evaluation]) -> str:
+    """Whether RTN moved."""
+    count, differ = moved(found)
     return (
         f"Control: of {count} runs of rounding to nearest, which reads no text, {differ} differ in "
         "any bit of any window's loss from the first of the same width."

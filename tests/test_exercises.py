@@ -14,11 +14,14 @@ import pytest
 
 import qlab.exercises as exercises
 from qlab.activations import ACTS, act_matmul
+from qlab.evaluation.bars import bootstrap
 from qlab.exercises.judge import judge
 from qlab.formats import INT4, UINT4
 from qlab.methods.awq import awq, awq_candidates
 from qlab.methods.gptq import factor, gptq
+from qlab.methods.hqq import hqq_step
 from qlab.methods.smoothquant import smoothquant
+from qlab.observers import percentile
 from qlab.qtensor import Spec, bits_per_weight, dequantize, fit, quantize
 from qlab.rules import gptq_asym
 from qlab.stats import Stats
@@ -170,6 +173,38 @@ def test_the_solutions_of_smoothquant_agree_with_the_library():
     )
 
 
+def test_the_solutions_of_calibration_agree_with_the_library():
+    """Merged Stats, the bar beside the bootstrap's, the histogram's percentile, HQQ's own step."""
+    right = {name: e.solution for name, e in ALL.items()}
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(48, 6)) * np.arange(1, 7), jnp.float32)
+    a, b = Stats.from_inputs(x[:8]), Stats.from_inputs(x[8:])
+    found = right["merged"](a.hessian, 8, b.hessian, 40)
+    np.testing.assert_allclose(found, a.merge(b).hessian, rtol=1e-5, atol=1e-6)
+    few = right["windows_needed"](6, 4)
+    assert np.linalg.matrix_rank(np.asarray(x[: 4 * few].T @ x[: 4 * few])) == 6
+    assert np.linalg.matrix_rank(np.asarray(x[: 4 * few - 4].T @ x[: 4 * few - 4])) < 6
+    d = random.normal(0.1, 0.3, 64)
+    value, bar = right["paired"](np.zeros(64), d)
+    drawn = bootstrap(lambda mean: mean, d, seed=0)
+    assert value == pytest.approx(d.mean()) and bar == pytest.approx(drawn, rel=0.05)
+    assert right["verdict"](np.array([value]), np.array([drawn])) == np.sign(value)
+    inputs = jnp.asarray(random.laplace(size=(4096, 4)), jnp.float32)
+    ours, theirs = (
+        right["percentile_range"](inputs, 99.0),
+        percentile(Stats.from_inputs(inputs), 99),
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1 / 8)  # a bin of the histogram
+    w = jnp.asarray(random.normal(size=(5, 64)), jnp.float32)
+    start = fit(w, qlab_spec("hqq4_g64").replace(scale="float32", zero="float32"))
+    scale, zero = start.scale.reshape(5), start.zero.reshape(5)
+    codes = jnp.clip(jnp.round(w / scale[:, None] + zero[:, None]), 0, 15)
+    left = right["shrink"](w - (codes - zero[:, None]) * scale[:, None], 10.0, 0.7)
+    theirs = hqq_step(w, scale, zero, UINT4)[1]
+    ours = right["zero_update"](codes, w, left, scale)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 def qlab_spec(name):
     from qlab.specs import SPECS
 
@@ -218,6 +253,15 @@ def cut_out(x, qw, sw, outlying):
     return y + np.array(x)[:, o] @ (np.array(qw, float) * np.array(sw))[:, o].T
 
 
+def sorted_range(x, q):
+    """Right, and written with a sorted list and one interpolation by hand."""
+    size = sorted(abs(float(v)) for v in x)
+    place = q / 100 * (len(size) - 1)
+    k = min(int(place), len(size) - 2)
+    p = size[k] + (place - k) * (size[k + 1] - size[k])
+    return [max(float(min(x)), -p), min(float(max(x)), p)]
+
+
 RIGHT = [
     ("int_matmul", loop_matmul),
     ("int8_token", numpy_token),
@@ -232,6 +276,10 @@ RIGHT = [
     ("output_loss", lambda w, q, h: jnp.trace((w - q) @ h @ (w - q).T)),
     ("act_order", lambda h: np.argsort(np.diag(h))[::-1]),
     ("diagonal_u", lambda h: np.linalg.cholesky(np.linalg.inv(np.diag(h))).T),
+    ("windows_needed", lambda inputs, context: np.ceil(inputs / context)),
+    ("paired", lambda a, b: (np.mean(b - a), np.sqrt(np.var(b - a) / (len(a) - 1)))),
+    ("verdict", lambda v, b: (np.array(v) > 2 * b).astype(int) - (np.array(v) < -2 * b)),
+    ("percentile_range", sorted_range),
     ("scale", loop_scale),
     ("scale", lambda w: np.abs(np.asarray(w, np.float64)).max(-1)[:, None] / 7),
     ("memory", lambda p, b: p / 1e9 / 8 * b),
@@ -248,6 +296,13 @@ def test_other_right_answers_pass(name, function, capsys):
 
 
 WRONG = [
+    ("merged", lambda ha, na, hb, nb: ha * na / (na + nb), "numbers differ"),
+    ("paired", lambda a, b: (b - a).mean(), "return difference and standard error, 2 in all"),
+    ("verdict", lambda v, b: v if abs(v) > 2 * b else 0, "for arrays there are jnp.max"),
+    ("percentile_range", lambda x, q: (-jnp.abs(x).max(), jnp.abs(x).max()), "13.48 times"),
+    ("shrink", lambda x, beta, p: x, "numbers differ"),
+    ("zero_update", lambda q, w, e, s: (q - (w - e) / s[:, None]), "got (3, 8), expected (3,)"),
+    ("windows_needed", lambda inputs, context: 6, "the same answer again"),
     # name, answer, what must be said
     ("int_matmul", lambda qx, qw, sx, sw: (qx @ qw.T).astype(jnp.int32) * sx * sw.T, "wrapped"),
     ("int_matmul", lambda qx, qw, sx, sw: qx @ qw.T * sx, "numbers differ"),

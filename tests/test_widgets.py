@@ -595,7 +595,9 @@ def test_a_widget_refuses_what_is_no_model():
 
 
 def made(name, source, quantized_tiny, **chosen):
-    given = {"formats": (), "report": (quantized_tiny,), "advisor": ()}.get(name, (source,))
+    given = {"formats": (), "calibration": (), "report": (quantized_tiny,), "advisor": ()}.get(
+        name, (source,)
+    )
     return getattr(qlab.widgets, name)(*given, **chosen)
 
 
@@ -610,7 +612,9 @@ def test_an_unknown_keyword_names_the_nearest(name, source, quantized_tiny):
         widget.set(colour=1)
 
 
-@pytest.mark.parametrize("name", [name for name in WIDGETS if name not in ("formats", "advisor")])
+@pytest.mark.parametrize(
+    "name", [n for n in WIDGETS if n not in ("formats", "calibration", "advisor")]
+)
 def test_an_unknown_layer_names_the_nearest(name, source, quantized_tiny):
     wrong, near = "layers.1.self_attn.k_pro", f"did you mean '{LAYER}'"
     with pytest.raises(ValueError, match=near):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qlab.exercises.awq import AWQ
+from qlab.exercises.calibration import CALIBRATION
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
@@ -18,7 +19,8 @@ from qlab.exercises.start import START
 from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT)
+    exercise.name: exercise
+    for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION)
 }
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]

@@ -179,3 +179,41 @@ def mixed_product(x: jax.Array, qw: jax.Array, sw: jax.Array, outlying: jax.Arra
     inside = jnp.where(outlying, 0.0, x)
     codes, scale = int8_token(inside)
     return int_matmul(codes, qw, scale, sw) + (x - inside) @ (qw * sw).T
+
+
+def merged(h_a: jax.Array, tokens_a: int, h_b: jax.Array, tokens_b: int) -> jax.Array:
+    """E[x xᵀ] over both texts, from that of each and its number of tokens."""
+    return (tokens_a * h_a + tokens_b * h_b) / (tokens_a + tokens_b)
+
+
+def windows_needed(inputs: int, context: int) -> int:
+    """The fewest windows with which H (inputs, inputs) can have full rank."""
+    return -(-inputs // context)
+
+
+def paired(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of b − a over windows, and its standard error."""
+    d = b - a
+    return d.mean(), d.std(ddof=1) / jnp.sqrt(len(d))
+
+
+def verdict(values: jax.Array, bars: jax.Array) -> jax.Array:
+    """The sign of every difference that is beyond two standard errors, 0 for the others."""
+    return jnp.where(jnp.abs(values) > 2 * bars, jnp.sign(values), 0.0)
+
+
+def percentile_range(x: jax.Array, q: float) -> tuple[jax.Array, jax.Array]:
+    """[min x, max x] cut to [−p, p], with q percent of all |x| up to p."""
+    p = jnp.percentile(jnp.abs(x), q)
+    return jnp.maximum(x.min(), -p), jnp.minimum(x.max(), p)
+
+
+def shrink(x: jax.Array, beta: float, p: float) -> jax.Array:
+    """sign(x) · max(|x| − |x|^(p−1) / β, 0)."""
+    size = jnp.abs(x)
+    return jnp.sign(x) * jnp.maximum(size - size ** (p - 1) / beta, 0.0)
+
+
+def zero_update(codes: jax.Array, w: jax.Array, outliers: jax.Array, scale: jax.Array) -> jax.Array:
+    """The best zero point of every group for what is left of w: (groups, n) -> (groups,)."""
+    return (codes - (w - outliers) / scale[:, None]).mean(axis=-1)

@@ -8,6 +8,7 @@
 from qlab.widgets.advisor import advisor
 from qlab.widgets.awq_curve import awq_curve
 from qlab.widgets.block_scale import block_scale
+from qlab.widgets.calibration import calibration
 from qlab.widgets.formats import formats
 from qlab.widgets.gallery import gallery
 from qlab.widgets.gptq_steps import gptq_steps
@@ -22,6 +23,7 @@ __all__ = [
     "advisor",
     "awq_curve",
     "block_scale",
+    "calibration",
     "formats",
     "gallery",
     "gptq_steps",

@@ -17,6 +17,7 @@ from qlab.widgets.advisor import advisor
 from qlab.widgets.awq_curve import awq_curve
 from qlab.widgets.base import Live
 from qlab.widgets.block_scale import block_scale
+from qlab.widgets.calibration import calibration
 from qlab.widgets.formats import formats
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.hqq_steps import hqq_steps
@@ -58,6 +59,11 @@ WIDGETS = {
         "SmoothQuant's one number: how far the inputs' outliers move into the weights, "
         "and what INT8 products gain by it.",
     ),
+    "calibration": (
+        lambda source, lang: calibration(lang=lang),  # measured on the bundled model
+        "Which text a method reads, and how much of it: what that costs, on which text, "
+        "and whether it is more than noise.",
+    ),
     "hqq_steps": (
         hqq_steps,
         "HQQ step by step: every group's zero point slides its levels to where the errors cost "
@@ -75,6 +81,7 @@ WIDGETS = {
 }
 ARGUMENTS = {
     "formats": "",
+    "calibration": "",
     "report": "q",
     "advisor": "",
 }  # of those that do not take the model itself

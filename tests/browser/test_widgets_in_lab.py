@@ -213,6 +213,28 @@ def test_hqq_steps(lab):
     notebook.close()
 
 
+def test_calibration(lab):
+    notebook = opened(lab, "calibration", "widgets.calibration()")
+    both_themes(notebook, "qlab-calibration")
+    moves = [("bits", "ArrowLeft", 1), ("bits", "ArrowRight", 2), ("bits", "ArrowLeft", 1)]
+    moves += [("windows", "ArrowLeft", 3), ("windows", "ArrowRight", 3)]
+    measured(notebook, "qlab-calibration", moves)
+    page = notebook.page
+    assert "Judged on korean: from mixed to" in notebook.label("qlab-calibration")
+    page.locator("[data-pick=windows]").click(position={"x": 1, "y": 50})
+    page.wait_for_selector(".qlab-calibration svg[aria-label*=' 4 windows.']")
+    notebook.press("qlab-calibration", "ArrowRight")  # the curve has kept the focus
+    page.wait_for_selector(".qlab-calibration svg[aria-label*=' 16 windows.']")
+    page.locator("[data-pick=judges]").click(position={"x": 100, "y": 20})
+    page.wait_for_selector(".qlab-calibration svg[aria-label^='Judged on code']")
+    page.locator(".qlab-calibration select").first.select_option("AWQ")
+    page.wait_for_selector(".qlab-calibration svg[aria-label*='AWQ, ']")
+    page.locator(".qlab-calibration select").nth(2).select_option("KL from the float model")
+    page.wait_for_selector(".qlab-calibration svg[aria-label*='no text: KL']")
+    both_themes(notebook, "qlab-calibration", "kl")
+    notebook.close()
+
+
 def test_report(lab):
     some = "batches=qlab.calibration_batches(model, tokens=4096)"
     report = f"widgets.report(qlab.quantize_model(model, 'gptq', 'int3_g64', {some}))"
