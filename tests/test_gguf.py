@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qlab.io import gguf
 from qlab.qtensor import bits_per_weight, dequantize
 
-QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+QUANTIZED = list(gguf.TYPE_SPECS)
 
 
 def random_blocks(kind: str, rows: int = 5, blocks: int = 7, seed: int = 0) -> np.ndarray:
@@ -20,8 +20,17 @@ def random_blocks(kind: str, rows: int = 5, blocks: int = 7, seed: int = 0) -> n
     raw = rng.integers(0, 256, (rows, blocks * struct.itemsize), dtype=np.uint8)
     if struct.names:
         view = raw.view(struct)
-        for name in {"d", "m"} & set(struct.names):
-            view[name] = rng.normal(0, 1, view[name].shape).astype(np.float16)
+        for name in {"d", "m", "dmin"} & set(struct.names):
+            if struct[name] == np.float16:
+                view[name] = rng.normal(0, 1, view[name].shape).astype(np.float16)
+    if kind == "IQ1_M":  # its scale lies in the top nibbles of its last four words
+        raw.reshape(rows, blocks, -1)[..., -1] &= 0x3F
+    if kind == "MXFP4":
+        view["e"] = rng.integers(2, 250, view["e"].shape)
+    if kind == "NVFP4":
+        view["d"] = rng.integers(0, 127, view["d"].shape)
+    if kind == "TQ2_0":
+        view["qs"] &= 0b01010101  # trits
     return raw
 
 
@@ -50,12 +59,12 @@ def test_qtensor_holds_the_same_numbers(kind):
     expected = gguf.decode(raw, kind)
     assert q.shape == expected.shape
     np.testing.assert_array_equal(np.asarray(dequantize(q)), expected)
-    assert bits_per_weight(q) == 8 * gguf.BLOCKS[kind][1].itemsize / 32
+    assert bits_per_weight(q) == 8 * gguf.BLOCKS[kind][1].itemsize / gguf.BLOCKS[kind][0]
 
 
 def test_errors_name_what_is_wrong():
-    with pytest.raises(ValueError, match="'Q4_K' is unknown.*Q4_0"):
-        gguf.decode(np.zeros((1, 144), np.uint8), "Q4_K")
+    with pytest.raises(ValueError, match="'Q8_K' is unknown: did you mean 'Q"):
+        gguf.decode(np.zeros((1, 144), np.uint8), "Q8_K")
     with pytest.raises(ValueError, match="19 bytes a row are no multiple of Q4_0's 18"):
         gguf.decode(np.zeros((1, 19), np.uint8), "Q4_0")
     with pytest.raises(ValueError, match="uint8"):
@@ -136,13 +145,13 @@ def test_a_damaged_header_never_crashes_otherwise(good, tmp_path_factory, data):
 def test_unsupported_types_are_named(tmp_path):
     path = tmp_path / "k.gguf"
     writer = peer.GGUFWriter(path, "llama")
-    raw = np.zeros((1, 144), np.uint8)
-    writer.add_tensor("w", raw, raw_dtype=peer.GGMLQuantizationType.Q4_K)
+    raw = np.zeros((1, 292), np.uint8)
+    writer.add_tensor("w", raw, raw_dtype=peer.GGMLQuantizationType.Q8_K)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match="tensor 'w' has type Q4_K"):
+    with pytest.raises(ValueError, match="tensor 'w' has type Q8_K"):
         gguf.read(path)
 
 

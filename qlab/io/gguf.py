@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from qlab.io.ggml import BLOCKS, FLOATS, decode, encode, from_qtensor, to_qtensor
+from qlab.io.ggml import BLOCKS, FLOATS, TYPE_SPECS, decode, encode, from_qtensor, to_qtensor
 
-__all__ = ["BLOCKS", "FLOATS", "decode", "encode", "from_qtensor", "read", "to_qtensor"]
+__all__ = ["BLOCKS", "FLOATS", "TYPE_SPECS", "decode", "encode", "from_qtensor", "to_qtensor"]
+__all__ += ["File", "Tensor", "read"]
 
 # Numbers of the types in a file: enum ggml_type of ggml.h.
 _TYPE_IDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 30: "BF16"}
