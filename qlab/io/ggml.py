@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qlab.formats import E8M0, FP4, UE4M3, Format
+from qlab.formats import E8M0, FP4, TERNARY, TERNARY2, UE4M3, Format
 from qlab.io.ggml_layouts import LAYOUTS, Layout, Place
 from qlab.methods.kquants import kquants
 from qlab.qtensor import QTensor, Spec
@@ -85,7 +85,7 @@ def _format(how: Any) -> Format:
 
 def _values(codes: np.ndarray, format: Format, out: np.ndarray | None = None) -> np.ndarray:
     """What codes stand for, float32; of FP4 the double and of its scales the half, as in ggml."""
-    if format.is_integer:
+    if format.is_integer or format in (TERNARY, TERNARY2):  # 2 bits may also hold 3, which is 2
         if out is None:
             out = np.empty(codes.shape, np.float32)
         np.copyto(out, codes)
@@ -237,9 +237,7 @@ def encode(w: Any, type: str, importance: Any = None) -> np.ndarray:
         raise ValueError(f"block type {type!r} is unknown: {near(type, BLOCKS)}")
     if type not in TYPE_SPECS and type not in FLOATS:
         written = ", ".join([*FLOATS, *TYPE_SPECS])
-        raise ValueError(
-            f"{type} is read, not written: its codebook is searched by none; {written} are"
-        )
+        raise ValueError(f"{type} is read, but not written; written are {written}")
     w, size = np.asarray(w), BLOCKS[type][0]
     if w.ndim != 2 or not jnp.issubdtype(w.dtype, jnp.floating):
         raise ValueError(f"weights are floating point (rows, cols), not {w.dtype} {w.shape}")

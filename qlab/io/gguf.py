@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from qlab.io.atomic import atomic_file
-from qlab.io.ggml import BLOCKS, FLOATS, decode, encode, from_qtensor, to_qtensor
+from qlab.io.ggml import BLOCKS, FLOATS, TYPE_SPECS, decode, encode, from_qtensor, to_qtensor
 from qlab.io.gguf_values import (
     ARRAY,
     BOOL,
@@ -42,6 +42,7 @@ __all__ = [
     "FLOATS",
     "File",
     "TYPES",
+    "TYPE_SPECS",
     "Tensor",
     "decode",
     "encode",
