@@ -17,7 +17,7 @@ from qlab.io import gguf
 from qlab.qtensor import bits_per_weight, dequantize
 from tests.fuzz_for_tests import outcomes
 
-LATER = "IQ2_XXS"  # a type that files hold and nothing here decodes
+LATER = "Q8_K"  # a type that files hold and nothing here decodes: of activations
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 
 
@@ -128,14 +128,14 @@ def test_every_truncation_is_one_sentence(good, tmp_path):
 def test_unsupported_types_are_named(tmp_path):
     path = tmp_path / "k.gguf"
     writer = peer.GGUFWriter(path, "llama")
-    raw = np.zeros((1, 66), np.uint8)
+    raw = np.zeros((1, 292), np.uint8)
     writer.add_tensor("w", raw, raw_dtype=peer.GGMLQuantizationType[LATER])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     tensor = gguf.read(path).tensors["w"]
-    assert (tensor.type, tensor.shape, tensor.raw.shape) == (LATER, (1, 256), (1, 66))
+    assert (tensor.type, tensor.shape, tensor.raw.shape) == (LATER, (1, 256), (1, 292))
     with pytest.raises(ValueError, match=f"tensor 'w' has type {LATER}; decoded are F32"):
         tensor.decode()
 
