@@ -255,6 +255,25 @@ def test_a_file_goes_through_as_stored(tmp_path, encoder):
     assert gguf.read(tmp_path / "d.gguf").metadata["general.file_type"] == 7
 
 
+def packed_q8_0(q, kind):
+    """A QTensor's codes and scales as Q8_0 blocks, by hand."""
+    assert kind == "Q8_0"
+    blocks = np.zeros(q.scale.shape, gguf.BLOCKS[kind][1])
+    blocks["d"] = np.asarray(q.scale)
+    blocks["qs"] = (np.asarray(q.codes) ^ 128).view(np.int8).reshape(*q.scale.shape, 32)
+    return blocks.view(np.uint8).reshape(len(q.codes), -1)
+
+
+def test_blocks_of_a_quantized_model_are_kept(tmp_path, monkeypatch):
+    """What is in one of ggml's containers goes into the file as it is, rows of q and k in order."""
+    monkeypatch.setattr(gguf, "from_qtensor", packed_q8_0, raising=False)
+    q = qlab.quantize_model(random_model(), "rtn", "q8_0", progress=False)
+    path = qlab.save(q, tmp_path / "m.gguf")
+    assert gguf.read(path).tensors["blk.0.attn_k.weight"].type == "Q8_0"
+    assert gguf.read(path).metadata["general.file_type"] == 7
+    assert same(q, load(path))
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="no architecture 'opt'.*Llama family"):
         qlab.save(random_model(OPT_CONFIG), tmp_path / "m.gguf")

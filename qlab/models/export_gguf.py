@@ -247,18 +247,10 @@ def _said(
     means: Mapping[str, np.ndarray],
 ) -> dict[str, Value]:
     """What the new file says of its quantization, under llama.cpp's keys."""
-    if mixture is None:
-        matrices = Counter(row.type for row in rows if mixtures.quantizable(row.name, row.shape))
-        kind = matrices.most_common(1)[0][0] if matrices else "F32"
-        known = {one.base: one.number for one in mixtures.MIXTURES.values()}
-        number = mixtures.MIXTURES.get(f"{kind}_M", mixtures.MIXTURES.get(kind))
-        number = known.get(kind, 0) if number is None else number.number
-    else:
-        number = mixtures.mixture(mixture).number
-    values = {
-        "general.file_type": Value.of("u32", number),
-        "general.quantization_version": Value.of("u32", 2),
-    }
+    values = {"general.quantization_version": Value.of("u32", 2)}
+    number = _file_type(rows) if mixture is None else mixtures.mixture(mixture).number
+    if number is not None:  # llama.cpp guesses where nothing is said
+        values["general.file_type"] = Value.of("u32", number)
     if imatrix is not None:
         said = {
             "dataset": ("str", ", ".join(imatrix.datasets)),
@@ -267,6 +259,14 @@ def _said(
         }
         values |= {f"quantize.imatrix.{key}": Value.of(*value) for key, value in said.items()}
     return values
+
+
+def _file_type(rows: list[mixtures.Row]) -> int | None:
+    """The mixture that llama.cpp would guess from the type of most matrices; None: it has none."""
+    matrices = Counter(row.type for row in rows if mixtures.quantizable(row.name, row.shape))
+    kind = matrices.most_common(1)[0][0] if matrices else "F32"
+    found = mixtures.MIXTURES.get(f"{kind}_M") or mixtures.MIXTURES.get(kind)
+    return None if found is None else found.number
 
 
 def _check_architecture(model: Transformer) -> None:
