@@ -38,17 +38,17 @@ CONFIGS = {
 }
 
 
-def peer_encode(w, kind, importance=None):
-    """gguf's own quantizer in the place of ours; a record of what it was asked."""
-    peer_encode.asked.append((kind, w.shape, importance))
-    return peer.quants.quantize(w, peer.GGMLQuantizationType[kind])
-
-
 @pytest.fixture
 def encoder(monkeypatch):
-    peer_encode.asked = []
-    monkeypatch.setattr(gguf, "encode", peer_encode, raising=False)
-    return peer_encode.asked
+    """A record of what the encoder was asked: (type, shape, importance) a call."""
+    asked, real = [], gguf.encode
+
+    def spy(w, kind, importance=None):
+        asked.append((kind, w.shape, importance))
+        return real(w, kind, importance)
+
+    monkeypatch.setattr(gguf, "encode", spy)
+    return asked
 
 
 def same(a, b) -> bool:
@@ -207,18 +207,27 @@ def test_bfloat16_rounds_to_even():
     np.testing.assert_array_equal(encode(w, "BF16").view(np.uint16), expected)
 
 
-def test_what_cannot_be_encoded_is_refused(monkeypatch):
+def test_what_cannot_be_encoded_is_refused(tmp_path, encoder):
     with pytest.raises(ValueError, match="'w' reaches 70000, half precision 65504"):
         encode(np.array([[7e4]], np.float32), "F16")
     with pytest.raises(ValueError, match="'v' holds NaN or Inf"):
         encode(np.array([[np.nan]], np.float32), "F32", name="v")
+    with pytest.raises(ValueError, match="would be IQ2_XXS, which is read, not written"):
+        to_gguf(qlab.load("tiny"), tmp_path / "x.gguf", "IQ2_XXS")
+    assert not encoder and not list(tmp_path.iterdir())  # before any work
 
 
 def test_importance_reaches_the_encoder(tmp_path, encoder):
     model = random_model()
     found = qlab.imatrix(model, tokens_for(model), progress=False)
     rows = to_gguf(model, tmp_path / "m.gguf", "Q8_0", imatrix=found)
-    by_name = dict(zip([row.name for row in rows if row.type == "Q8_0"], encoder, strict=True))
+    by_name = dict(
+        zip(
+            [row.name for row in rows if row.type == "Q8_0"],
+            [a for a in encoder if a[0] == "Q8_0"],
+            strict=True,
+        )
+    )
     means = found.means()
     assert set(means) == {name for name, (_, _, given) in by_name.items() if given is not None}
     for name, mean in means.items():
@@ -255,22 +264,15 @@ def test_a_file_goes_through_as_stored(tmp_path, encoder):
     assert gguf.read(tmp_path / "d.gguf").metadata["general.file_type"] == 7
 
 
-def packed_q8_0(q, kind):
-    """A QTensor's codes and scales as Q8_0 blocks, by hand."""
-    assert kind == "Q8_0"
-    blocks = np.zeros(q.scale.shape, gguf.BLOCKS[kind][1])
-    blocks["d"] = np.asarray(q.scale)
-    blocks["qs"] = (np.asarray(q.codes) ^ 128).view(np.int8).reshape(*q.scale.shape, 32)
-    return blocks.view(np.uint8).reshape(len(q.codes), -1)
-
-
-def test_blocks_of_a_quantized_model_are_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("spec", ["q8_0", "q4_1", "iq4_nl"])
+def test_blocks_of_a_quantized_model_are_kept(spec, tmp_path):
     """What is in one of ggml's containers goes into the file as it is, rows of q and k in order."""
-    monkeypatch.setattr(gguf, "from_qtensor", packed_q8_0, raising=False)
-    q = qlab.quantize_model(random_model(), "rtn", "q8_0", progress=False)
+    q = qlab.quantize_model(random_model(), "rtn", spec, progress=False)
     path = qlab.save(q, tmp_path / "m.gguf")
-    assert gguf.read(path).tensors["blk.0.attn_k.weight"].type == "Q8_0"
-    assert gguf.read(path).metadata["general.file_type"] == 7
+    assert gguf.read(path).tensors["blk.0.attn_k.weight"].type == spec.upper()
+    assert (
+        gguf.read(path).metadata["general.file_type"] == {"q8_0": 7, "q4_1": 3, "iq4_nl": 25}[spec]
+    )
     assert same(q, load(path))
 
 

@@ -90,6 +90,7 @@ def to_gguf(
     if imatrix is not None and not isinstance(imatrix, files.Imatrix):
         imatrix = files.read(imatrix)
     rows = plan_of(sources, config, mixture, imatrix is not None)
+    _check_writable(sources, rows)
     means = _means(imatrix, rows)
     values |= _said(rows, mixture, imatrix, means)
     again = Counter(
@@ -107,6 +108,16 @@ def to_gguf(
         ]
         gguf.write(path, values, entries, overwrite=overwrite)
     return rows
+
+
+def _check_writable(sources: list[Source], rows: list[mixtures.Row]) -> None:
+    """Refuses, before any work, a type that is read and not written."""
+    for source, row in zip(sources, rows, strict=True):
+        if row.type not in (source.type, *gguf.FLOATS, *gguf.TYPE_SPECS):
+            raise ValueError(
+                f"{row.name!r} would be {row.type}, which is read, not written: its codebook is "
+                "searched by none here; llama.cpp's llama-quantize does"
+            )
 
 
 def plan_of(
@@ -172,10 +183,11 @@ def _source(path: str, leaf: Any, config: Config) -> Source:
     name, shape = architectures.gguf_name(path), tuple(leaf.shape)
     if not isinstance(leaf, QTensor):
         return Source(name, shape, "F32", numbers, numbers)
-    spec, pack = name_of(leaf.spec), getattr(gguf, "from_qtensor", None)
-    if pack is None or spec.upper() not in gguf.TYPES:
-        return Source(name, shape, spec, numbers, numbers)  # only a mixture can store it
-    return Source(name, shape, spec.upper(), numbers, lambda: pack(leaf, spec.upper())[order])
+    kind = next((kind for kind, spec in gguf.TYPE_SPECS.items() if spec == leaf.spec), None)
+    plain = leaf.perm is None and leaf.channel_scale is None
+    if kind is None or not plain:
+        return Source(name, shape, name_of(leaf.spec), numbers, numbers)  # only a mixture stores it
+    return Source(name, shape, kind, numbers, lambda: gguf.from_qtensor(leaf, kind)[order])
 
 
 # ---- metadata ------------------------------------------------------------------------------------
@@ -315,7 +327,7 @@ def _data(
 def encode(
     w: np.ndarray, kind: str, importance: np.ndarray | None = None, name: str = "w"
 ) -> np.ndarray:
-    """Weights as the bytes of a type; floats here, blocks by `io.gguf.encode`.
+    """`io.gguf.encode` for a tensor of a model: of any axes, refused by name.
 
     Args:
         w: (..., cols) float32.
@@ -336,16 +348,6 @@ def encode(
     w = np.ascontiguousarray(w, np.float32).reshape(-1, w.shape[-1])
     if not np.isfinite(w).all():
         raise ValueError(f"tensor {name!r} holds NaN or Inf")
-    if kind == "F32":
-        return w.view(np.uint8)
-    if kind == "F16":
-        if (most := np.abs(w).max()) >= 65520:
-            raise ValueError(f"tensor {name!r} reaches {most:g}, half precision 65504")
-        return w.astype(np.float16).view(np.uint8)
-    if kind == "BF16":  # the upper half, nearest, ties to even
-        bits = w.view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view(np.uint8)
-    blocks = getattr(gguf, "encode", None)
-    if blocks is None:
-        raise ValueError(f"blocks of {kind} are not written by this version")
-    return np.asarray(blocks(w, kind, importance=importance))
+    if kind == "F16" and (most := np.abs(w).max()) >= 65520:
+        raise ValueError(f"tensor {name!r} reaches {most:g}, half precision 65504")
+    return gguf.encode(w, kind, importance)
