@@ -17,7 +17,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from tqdm.auto import tqdm
 
@@ -162,16 +161,14 @@ def _gguf_tensor(path: str, tensor: gguf.Tensor, config: Config) -> Any:
     """One tensor under our conventions: q and k rows back in half-split order, norms and biases
     flat.
     """
-    if tensor.type in gguf.FLOATS:
-        value = jnp.asarray(tensor.decode())
-    else:
-        value = gguf.to_qtensor(tensor.raw, tensor.type)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     part = path.split(".")[-2]
+    order = slice(None)
     if part in heads:
-        order = architectures.half_split_rows(heads[part], value.shape[0])
-        value = jax.tree.map(lambda leaf: leaf[order], value)  # codes and scales alike go by rows
-    return value
+        order = architectures.half_split_rows(heads[part], tensor.shape[0])
+    if tensor.type not in gguf.TYPE_SPECS:  # floats and codebooks
+        return jnp.asarray(tensor.decode()[order])
+    return gguf.to_qtensor(tensor.raw[order], tensor.type)  # whole rows of blocks
 
 
 def _artifact(folder: Path) -> Transformer:
