@@ -230,8 +230,8 @@ def encode(w: Any, type: str, importance: Any = None) -> np.ndarray:
             does not divide, NaN or infinity; importance of another length, negative or not finite.
 
     Example:
-        >>> decode(encode(np.ones((1, 32), np.float32), "Q8_0"), "Q8_0")[0, 0]
-        np.float32(1.0)
+        >>> float(decode(encode(np.full((1, 32), 127.0), "Q8_0"), "Q8_0")[0, 0])
+        127.0
     """
     if type not in BLOCKS:
         raise ValueError(f"block type {type!r} is unknown: {near(type, BLOCKS)}")

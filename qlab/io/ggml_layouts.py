@@ -62,10 +62,14 @@ class Slices:
 
     def write(self, blocks: np.ndarray, codes: np.ndarray) -> None:
         """The reverse, into bytes of zeros."""
-        places = np.array(self._places(), np.uint8)[:, None]
-        slots = codes.reshape(len(blocks), -1, len(places), self.run) ^ np.uint8(self.flip)
-        slots = (slots >> np.uint8(self.shift) & np.uint8((1 << self.bits) - 1)) << places
-        blocks[self.field] |= np.bitwise_or.reduce(slots, axis=2).reshape(len(blocks), -1)
+        places, mask = self._places(), np.uint8((1 << self.bits) - 1)
+        slots = codes.reshape(len(blocks), -1, len(places), self.run)
+        field = blocks[self.field].reshape(len(blocks), -1, self.run)
+        for i, place in enumerate(places):
+            part = slots[:, :, i] ^ np.uint8(self.flip) if self.flip else slots[:, :, i]
+            part = part >> np.uint8(self.shift) & mask
+            field |= part << np.uint8(place)
+        blocks[self.field] = field.reshape(len(blocks), -1)
 
 
 @dataclasses.dataclass(frozen=True)

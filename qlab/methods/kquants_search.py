@@ -274,9 +274,9 @@ def make_qkx(
 
     Example:
         >>> scale, minimum, codes = make_qkx(
-        ...     jnp.array([[-1.0], [2.0], [0.5]]), jnp.ones((3, 1)), 3, (-0.5, 0.1, 15))
-        >>> codes[:, 0].tolist()
-        [0, 3, 1]
+        ...     jnp.array([[-1.0], [2.0], [0.0]]), jnp.ones((3, 1)), 3, (-0.5, 0.1, 15))
+        >>> scale.tolist(), minimum.tolist(), codes[:, 0].tolist()
+        ([1.0], [1.0], [0, 3, 1])
     """
     low, high, _ = ends(x)
     low = jnp.where(low > 0, 0.0, low)

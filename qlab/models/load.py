@@ -172,13 +172,13 @@ def _gguf_tensor(path: str, tensor: gguf.Tensor, config: Config) -> Any:
     """One tensor under our conventions: q and k rows back in half-split order, norms and biases
     flat.
     """
-    is_float = tensor.type in gguf.FLOATS
-    value = tensor.decode() if is_float else tensor.raw
+    is_blocks = tensor.type in gguf.TYPE_SPECS  # else floats, or codebooks
+    value = tensor.raw if is_blocks else tensor.decode()
     if heads := architectures.turned(path, config):
         if len(value) % (2 * heads):
             raise ValueError(f"tensor {tensor.name!r} has {len(value)} rows for {heads} heads")
-        value = value[architectures.half_split_rows(heads, len(value))]
-    return jnp.asarray(value) if is_float else gguf.to_qtensor(value, tensor.type)
+        value = value[architectures.half_split_rows(heads, len(value))]  # whole rows of blocks
+    return gguf.to_qtensor(value, tensor.type) if is_blocks else jnp.asarray(value)
 
 
 def _artifact(folder: Path) -> Transformer:
