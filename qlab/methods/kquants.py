@@ -89,7 +89,7 @@ def kquants(
     if not kquants.supports(spec):
         raise ValueError(
             f"kquants fills the containers of ggml ({', '.join(ENCODERS)}), "
-            f"not a Spec of {name_of(spec)}"
+            f"not a Spec of {spec.format} ({name_of(spec)})"
         )
     name = _NAMES[spec]
     w = _checked(w, name)
@@ -138,24 +138,28 @@ def _encoded(w: jax.Array, importance: jax.Array | None, limit: jax.Array, name:
     nothing; traced ones through `lax.map`.
     """
     encoder = ENCODERS[name]
-    blocks, chunk = w.size // encoder.size, _CHUNK // encoder.size
+    blocks, size = w.size // encoder.size, _CHUNK // encoder.size
     weighs_row = encoder.row and importance is not None
     row = _mean_square_of_rows(w) if weighs_row else None
     if isinstance(w, Tracer) or isinstance(importance, Tracer):
         one = lambda at: _chunk(w, importance, row, at, limit, name)  # noqa: E731
-        if blocks <= chunk:
+        if blocks <= size:
             return one(np.arange(blocks))
-        at = np.minimum(np.arange(-(-blocks // chunk) * chunk), blocks - 1).reshape(-1, chunk)
-        parts = jax.lax.map(one, jnp.asarray(at))
+        parts = jax.lax.map(one, jnp.asarray(_numbers(0, -(-blocks // size) * size, blocks, size)))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:blocks], parts)
     # numpy cuts the chunks: nothing to compile
-    w_, importance_, row_ = (None if a is None else np.asarray(a) for a in (w, importance, row))
+    given = [None if a is None else np.asarray(a) for a in (w, importance, row)]
     done = []
-    for start in range(0, blocks, chunk):
-        at = np.minimum(np.arange(start, start + chunk), blocks - 1)  # the last fills up
-        parts = _chunk(w_, importance_, row_, at, limit, name)
+    for start in range(0, blocks, size):
+        (at,) = _numbers(start, start + size, blocks, size)
+        parts = _chunk(given[0], given[1], given[2], at, limit, name)
         done.append(jax.tree.map(lambda a, n=blocks - start: np.asarray(a)[:n], parts))
     return jax.tree.map(lambda *a: jnp.asarray(np.concatenate(a)), *done)
+
+
+def _numbers(start: int, stop: int, blocks: int, size: int) -> np.ndarray:
+    """Numbers of blocks, (chunks, size); the last block fills up the last chunk."""
+    return np.minimum(np.arange(start, stop), blocks - 1).reshape(-1, size)
 
 
 @jax.jit
