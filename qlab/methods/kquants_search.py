@@ -269,11 +269,12 @@ def make_q3(x: jax.Array, n: int, tell: Tell | None = None) -> tuple[jax.Array, 
     weights = multiply(x, x)
 
     def told(k, q, xq, qq, better) -> None:
-        scale = divide(xq, qq)
-        at = jnp.full_like(scale, k)
-        tell(Tried(at, inv, q, scale, scale * 0, better, x, weights))
+        if tell:
+            scale = divide(xq, qq)
+            at = jnp.full_like(scale, k)
+            tell(Tried(at, inv, q, scale, scale * 0, better, x, weights))
 
-    scale, q = _descend(x, weights, q, -n, n - 1, False, tell and told)
+    scale, q = _descend(x, weights, q, -n, n - 1, False, told)
     return _or_zero(~empty, scale), _or_zero(~empty, q + n)
 
 

@@ -14,6 +14,7 @@ from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.report import report
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source
+from qlab.widgets.superblock import superblock
 from qlab.widgets.weights import weights
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "gptq_steps",
     "report",
     "smoothquant",
+    "superblock",
     "weights",
 ]

@@ -22,6 +22,7 @@ from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.report import report
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source, source_of
+from qlab.widgets.superblock import superblock
 from qlab.widgets.view import WithPicture
 from qlab.widgets.weights import weights
 
@@ -56,6 +57,11 @@ WIDGETS = {
         smoothquant,
         "SmoothQuant's one number: how far the inputs' outliers move into the weights, "
         "and what INT8 products gain by it.",
+    ),
+    "superblock": (
+        superblock,
+        "A GGUF file down to the bit: which bytes make one weight, the grid of each sub-block, "
+        "and how its scale was found.",
     ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),
