@@ -495,7 +495,9 @@ def _grid_legend(picture: Picture, data: SuperblockData, lang: str) -> None:
 def _search(picture: Picture, data: SuperblockData, lang: str) -> None:
     """What each candidate would lose, plain rounding, the one that was kept, and what is stored."""
     found = data.searches[data.sub_block]
-    words = "the scales that were tried" if found.used else "no search in this type"
+    words = "no search in this type" if data.type == "Q8_0" else "no search without importance"
+    if found.used:
+        words = "the scales that were tried"
     if found.descent:
         words = "its codes move one by one"
     title(picture, CURVE - 40, GRIDS, say(words, lang))

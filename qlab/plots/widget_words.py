@@ -337,6 +337,7 @@ KOREAN = {
     "q = 0: m": "q = 0: m",
     "the scales that were tried": "시도한 스케일",
     "no search in this type": "이 형식은 찾지 않음",
+    "no search without importance": "중요도 없이는 찾지 않음",
     "its codes move one by one": "코드를 하나씩 옮김",
     "error, % of plain rounding's": "오차, 단순 반올림의 %",
     "what one would find, % of plain": "찾았을 때의 오차, 단순의 %",
