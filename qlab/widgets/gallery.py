@@ -39,6 +39,11 @@ WIDGETS = {
         "A block of weights shares one scale: see which weights saturate, which vanish, "
         "and what a zero point buys.",
     ),
+    "superblock": (
+        superblock,
+        "A GGUF file down to the bit: which bytes make one weight, the grid of each sub-block, "
+        "and how its scale was found.",
+    ),
     "weights": (
         weights,
         "A whole layer falls onto a grid: where the error is, what it costs in bits, "
@@ -57,11 +62,6 @@ WIDGETS = {
         smoothquant,
         "SmoothQuant's one number: how far the inputs' outliers move into the weights, "
         "and what INT8 products gain by it.",
-    ),
-    "superblock": (
-        superblock,
-        "A GGUF file down to the bit: which bytes make one weight, the grid of each sub-block, "
-        "and how its scale was found.",
     ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),
