@@ -20,6 +20,7 @@ from qlab.arithmetic import FLOAT16_MAX, bits_of, divide, exponent, multiply, po
 from qlab.formats import FP4, IQ4NL, UE4M3
 from qlab.methods.kquants_search import (
     EPS,
+    Tell,
     ends,
     inverse,
     make_iq4,
@@ -45,11 +46,13 @@ class Extra(NamedTuple):
         importance: (weights of a block, blocks) float32, mean x² of each column; or None.
         row: (blocks,) float32, mean w² of the whole row; read by the blocks of 32 with importance.
         limit: () float32, where half-precision scales stop: 65504, or infinity to overflow as ggml.
+        tell: called with every candidate for a sub-block's scale (`kquants_search.Tried`), or None.
     """
 
     importance: jax.Array | None
     row: jax.Array | None
     limit: jax.Array
+    tell: Tell | None = None
 
 
 class Parts(NamedTuple):
@@ -93,7 +96,7 @@ def _weights(x: jax.Array, importance: jax.Array, variance: jax.Array) -> jax.Ar
 def _symmetric(x: jax.Array, extra: Extra, *, n: int) -> Parts:
     """Q4_0 (n = 8) and Q5_0 (n = 16): x = d·(q − n), the largest magnitude becomes −n."""
     if extra.importance is not None and extra.row is not None:
-        d, codes = make_qx(x, _weights(x, extra.importance, extra.row), n)
+        d, codes = make_qx(x, _weights(x, extra.importance, extra.row), n, extra.tell)
         return Parts(_bytes(codes), half(d, extra.limit))
     d = divide(ends(x)[2], float(-n))
     q = jnp.trunc(multiply(x, inverse(d)) + (n + 0.5))
@@ -104,7 +107,7 @@ def _affine(x: jax.Array, extra: Extra, *, n: int) -> Parts:
     """Q4_1 (n = 15) and Q5_1 (n = 31): x = d·q + m."""
     if extra.importance is not None and extra.row is not None:
         weights = _weights(x, extra.importance, extra.row)
-        d, minimum, codes = make_qkx(x, weights, n, _WITH_IMPORTANCE)
+        d, minimum, codes = make_qkx(x, weights, n, _WITH_IMPORTANCE, tell=extra.tell)
         return Parts(_bytes(codes), half(d, extra.limit), half(-minimum, extra.limit))
     low, high, _ = ends(x)
     d = divide(high - low, float(n))
@@ -126,7 +129,8 @@ def _ternary(x: jax.Array, extra: Extra) -> Parts:
 
 def _iq4_nl(x: jax.Array, extra: Extra) -> Parts:
     """x = d·level[q], sixteen uneven levels."""
-    d = make_iq4(x, _iq4_weights(x, extra.importance, _mean_square(x) * 2), IQ4NL.grid)
+    weights = _iq4_weights(x, extra.importance, _mean_square(x) * 2)
+    d = make_iq4(x, weights, IQ4NL.grid, extra.tell)
     codes = nearest_level(multiply(x, inverse(d)), IQ4NL.grid)
     return Parts(_bytes(codes), half(d, extra.limit))
 
@@ -242,13 +246,13 @@ def _k_with_minima(x: jax.Array, extra: Extra, *, kind: _Affine) -> Parts:
         weights = jnp.abs(sub)
         if not two_bits:
             weights = jnp.sqrt(_mean_square(sub)) + weights
-        scales, minima, codes = make_qkx(sub, weights, n, tries, absolute=two_bits)
+        scales, minima, codes = make_qkx(sub, weights, n, tries, two_bits, extra.tell)
         d, s = _by_the_largest(scales, top)
         m, t = _by_the_largest(minima, top)
     else:
         variance = _mean_square(x) * (1 if two_bits else 2)
         weights = _weights(sub, _sub_blocks(extra.importance, size), variance)
-        scales, minima, codes = make_qkx(sub, weights, n, _WITH_IMPORTANCE)
+        scales, minima, codes = make_qkx(sub, weights, n, _WITH_IMPORTANCE, tell=extra.tell)
         (sums,) = sum_in_order(weights)
         d, s = make_qp(scales, sums, top)
         m, t = make_qp(minima, sums, top)
@@ -279,11 +283,11 @@ def _q3_k(x: jax.Array, extra: Extra) -> Parts:
     """x = d·(s − 32)·(q − 4), 16 weights a scale."""
     sub = _sub_blocks(x, 16)
     if extra.importance is None:
-        scales, codes = make_q3(sub, 4)
+        scales, codes = make_q3(sub, 4, extra.tell)
         d, s = _signed_scales(scales, 32)
     else:
         weights = _weights(sub, _sub_blocks(extra.importance, 16), _mean_square(x) * 2)
-        scales, codes = make_qx(sub, weights, 4)
+        scales, codes = make_qx(sub, weights, 4, extra.tell)
         d, s = make_qx(scales, sum_in_order(weights)[0], 32)
         s = s - 32
     d = half(d, extra.limit)
@@ -297,7 +301,7 @@ def _q6_k(x: jax.Array, extra: Extra) -> Parts:
     sub = _sub_blocks(x, 16)
     importance = extra.importance
     weights = multiply(sub, sub) if importance is None else _sub_blocks(importance, 16)
-    scales, codes = make_qx(sub, weights, 32)
+    scales, codes = make_qx(sub, weights, 32, extra.tell)
     empty = jnp.abs(ends(scales)[2]) < EPS
     d, s = _signed_scales(scales, 128)
     d, s = half(jnp.where(empty, 0.0, d), extra.limit), jnp.where(empty, 0, s)
@@ -310,7 +314,8 @@ def _iq4_xs(x: jax.Array, extra: Extra) -> Parts:
     """x = d·(s − 32)·level[q], 32 weights a scale. Codes are chosen by d before it is rounded."""
     sub, importance = _sub_blocks(x, 32), extra.importance
     importance = None if importance is None else _sub_blocks(importance, 32)
-    scales = make_iq4(sub, _iq4_weights(sub, importance, _mean_square(x) * 2), IQ4NL.grid)
+    weights = _iq4_weights(sub, importance, _mean_square(x) * 2)
+    scales = make_iq4(sub, weights, IQ4NL.grid, extra.tell)
     d = divide(-ends(scales)[2], 32.0)
     s = jnp.clip(nearest_int(multiply(scales, inverse(d))), -32, 31)
     step = multiply(d, s.astype(_F32))

@@ -16,6 +16,7 @@ and no product is fused with a sum (`arithmetic.multiply`). Each candidate is on
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,35 @@ from qlab.arithmetic import bits_of, divide, multiply
 
 EPS = 1e-15  # a block whose largest magnitude is below counts as zeros
 _F = np.float32
+
+
+class Tried(NamedTuple):
+    """What a search has just tried: x ≈ scale·q + minimum. `tell=` of a search is called with each,
+    the one to beat first, as its loop is traced: `jax.debug.callback` brings the numbers out.
+
+    Attributes:
+        at: (blocks …), where among the candidates: inverse scale · (max − min), or · −far, so that
+            n is plain rounding; in a descent how many codes were visited.
+        inverse: (blocks …), the inverse scale that rounded.
+        q: (elements, blocks …), the codes as numbers.
+        scale, minimum: (blocks …), fitted to q.
+        better: (blocks …) bool, whether it is kept.
+        x, weights: (elements, blocks …), as given.
+        power: the loss is Σ weights·|x − scale·q − minimum|^power.
+    """
+
+    at: jax.Array
+    inverse: jax.Array
+    q: jax.Array
+    scale: jax.Array
+    minimum: jax.Array
+    better: jax.Array
+    x: jax.Array
+    weights: jax.Array
+    power: int = 2
+
+
+Tell = Callable[[Tried], None]
 
 
 def nearest_int(x: jax.Array) -> jax.Array:
@@ -89,6 +119,7 @@ def inverse(x: jax.Array) -> jax.Array:
 def _best_scale(
     moments: Callable[[jax.Array], tuple[jax.Array, ...]],
     inverses: Callable[[jax.Array], jax.Array], count: int, first: jax.Array,
+    told: Callable[[jax.Array, jax.Array, jax.Array], None] | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The inverse scale whose codes make (Σwxq)² / Σwq² largest, and the scale that fits them.
 
@@ -97,6 +128,7 @@ def _best_scale(
         inverses: number of a candidate -> its inverse scale (blocks …).
         count: of the candidates.
         first: (blocks …), the inverse scale to beat.
+        told: called with each inverse scale, its scale and whether it is better.
 
     Returns:
         scale = Σwxq / Σwq² and the inverse scale that chose q, (blocks …).
@@ -108,6 +140,8 @@ def _best_scale(
         xq, qq = moments(inv)
         better = (qq > 0) & (xq * xq > value * qq)
         new = divide(xq, qq)
+        if told:
+            told(inv, new, better)
         return (
             jnp.where(better, new * xq, value),
             jnp.where(better, new, scale),
@@ -116,8 +150,21 @@ def _best_scale(
 
     xq, qq = moments(first)
     scale = _or_zero(qq != 0, divide(xq, qq))
+    if told:
+        told(first, scale, jnp.ones_like(scale, bool))
     _, scale, chosen = jax.lax.fori_loop(0, count, step, (scale * xq, scale, first))
     return scale, chosen
+
+
+def _told(
+    tell: Tell, x: jax.Array, weights: jax.Array, far: jax.Array, q: Callable
+) -> Callable[..., None]:
+    """`tell` in the words of `_best_scale`."""
+
+    def told(inv: jax.Array, scale: jax.Array, better: jax.Array) -> None:
+        tell(Tried(inv * -far, inv, q(inv), scale, scale * 0, better, x, weights))
+
+    return told
 
 
 def _moments(x: jax.Array, weights: jax.Array, q: jax.Array) -> tuple[jax.Array, ...]:
@@ -126,13 +173,16 @@ def _moments(x: jax.Array, weights: jax.Array, q: jax.Array) -> tuple[jax.Array,
     return sum_in_order(multiply(multiply(weights, x), q), multiply(multiply(weights, q), q))
 
 
-def make_qx(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+def make_qx(
+    x: jax.Array, weights: jax.Array, n: int, tell: Tell | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Codes q + n with q ∈ [−n, n): 19 inverse scales −(n + i/10) / far, i = −9 … 9.
 
     Args:
         x: (elements, blocks …) float32.
         weights: shape as x.
         n: 4, 8, 16 or 32; of x of largest magnitude `far` becomes about −n.
+        tell: see `Tried`.
 
     Returns:
         scale (blocks …) and codes (elements, blocks …) int32; zeros for a block of zeros.
@@ -151,17 +201,20 @@ def make_qx(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Ar
     scale, chosen = _best_scale(
         lambda inv: _moments(x, weights, codes(inv)),
         lambda i: divide(tries[i], far), len(tries), divide(jnp.float32(-n), far),
+        tell and _told(tell, x, weights, far, codes),
     )  # fmt: skip
     return _or_zero(~empty, scale), _or_zero(~empty, codes(chosen) + n)
 
 
 def _descend(
-    x: jax.Array, weights: jax.Array, q: jax.Array, low: int, high: int, positive: bool
-) -> tuple[jax.Array, jax.Array]:
+    x: jax.Array, weights: jax.Array, q: jax.Array, low: int, high: int, positive: bool,
+    told: Callable[..., None] | None = None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Five rounds of coordinate descent: each code in turn moves to what the others make best, if
     (Σwxq)² / Σwq² grows. The scale that fits the codes, and the codes.
 
-    `positive`: only where the sum without the code is positive, as make_qp asks.
+    `positive`: only where the sum without the code is positive, as make_qp asks. `told`: called
+    with the number of codes visited, the codes, Σwxq, Σwq² and whether a code has moved.
     """
     count = x.shape[0]
 
@@ -181,18 +234,25 @@ def _descend(
         if positive:
             better &= rest_q > 0
         q = q.at[i].set(jnp.where(better, new, q[i]))
-        return q, jnp.where(better, new_x, xq), jnp.where(better, new_q, qq)
+        xq, qq = jnp.where(better, new_x, xq), jnp.where(better, new_q, qq)
+        if told:
+            told(k + 1, q, xq, qq, better)
+        return q, xq, qq
 
-    q, xq, qq = jax.lax.fori_loop(0, 5 * count, step, (q, *_moments(x, weights, q)))
+    xq, qq = _moments(x, weights, q)
+    if told:
+        told(0, q, xq, qq, qq > 0)
+    q, xq, qq = jax.lax.fori_loop(0, 5 * count, step, (q, xq, qq))
     return _or_zero(qq > 0, divide(xq, qq)), q
 
 
-def make_q3(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+def make_q3(x: jax.Array, n: int, tell: Tell | None = None) -> tuple[jax.Array, jax.Array]:
     """Codes q + n with q ∈ [−n, n) and weights x²: one rounding, then coordinate descent.
 
     Args:
         x: (elements, blocks …) float32.
         n: 4.
+        tell: see `Tried`.
 
     Returns:
         scale (blocks …) and codes (elements, blocks …) int32, as `make_qx`.
@@ -206,7 +266,15 @@ def make_q3(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     empty = jnp.abs(far) < EPS
     inv = divide(jnp.float32(-n), jnp.where(empty, 1.0, far))
     q = jnp.clip(nearest_int(multiply(x, inv)), -n, n - 1)
-    scale, q = _descend(x, multiply(x, x), q, -n, n - 1, positive=False)
+    weights = multiply(x, x)
+
+    def told(k, q, xq, qq, better) -> None:
+        if tell:
+            scale = divide(xq, qq)
+            at = jnp.full_like(scale, k)
+            tell(Tried(at, inv, q, scale, scale * 0, better, x, weights))
+
+    scale, q = _descend(x, weights, q, -n, n - 1, False, told)
     return _or_zero(~empty, scale), _or_zero(~empty, q + n)
 
 
@@ -254,7 +322,7 @@ def make_qp(x: jax.Array, weights: jax.Array, n: int) -> tuple[jax.Array, jax.Ar
 
 def make_qkx(
     x: jax.Array, weights: jax.Array, n: int, tries: tuple[float, float, int],
-    absolute: bool = False,
+    absolute: bool = False, tell: Tell | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Codes q ∈ [0, n], scale and minimum ≤ 0: for each inverse scale (first + step·i + n) /
     (max − min) round, fit both by weighted least squares, keep what loses least.
@@ -268,6 +336,7 @@ def make_qkx(
         tries: (first, step, count); count + 1 candidates. A better one also replaces the minimum
             from which the next rounds.
         absolute: the loss is Σw|x − sq − m|, as Q2_K's without importance.
+        tell: see `Tried`.
 
     Returns:
         scale (blocks …), −minimum (blocks …) ≥ 0, codes (elements, blocks …) int32.
@@ -283,6 +352,7 @@ def make_qkx(
     flat = high == low
     sum_w, sum_wx = sum_in_order(weights, multiply(weights, x))
     first, step, count = tries
+    power = 1 if absolute else 2
     numerators = jnp.asarray(_F(first) + _F(step) * np.arange(count + 1, dtype=_F) + _F(n))
 
     def codes(inv: jax.Array, low: jax.Array) -> jax.Array:
@@ -305,12 +375,18 @@ def make_qkx(
         s, m = jnp.where(m > 0, divide(sum_xq, sum_qq), s), jnp.where(m > 0, 0.0, m)
         new = loss(q, s, m)
         better = (det > 0) & (new < least)
+        if tell:
+            at = jnp.full_like(inv, numerators[i])
+            tell(Tried(at, inv, q, s, m, better, x, weights, power))
         kept = zip((new, s, m, inv, low), best, strict=True)
         return tuple(jnp.where(better, a, b) for a, b in kept)
 
     inv = divide(jnp.float32(n), high - low)
     scale = reciprocal(inv)
-    least = loss(codes(inv, low).astype(jnp.float32), scale, low)
+    q = codes(inv, low).astype(jnp.float32)
+    least = loss(q, scale, low)
+    if tell:
+        tell(Tried(jnp.full_like(inv, n), inv, q, scale, low, ~flat, x, weights, power))
     best = jax.lax.fori_loop(0, count + 1, attempt, (least, scale, low, inv, low))
     _, scale, minimum, inv, low = best
     return _or_zero(~flat, scale), -minimum, _or_zero(~flat, codes(inv, low))
@@ -328,13 +404,16 @@ def nearest_level(x: jax.Array, levels: np.ndarray) -> jax.Array:
     return len(cuts) - sum(below, jnp.zeros(x.shape, jnp.int32))
 
 
-def make_iq4(x: jax.Array, weights: jax.Array, levels: np.ndarray) -> jax.Array:
+def make_iq4(
+    x: jax.Array, weights: jax.Array, levels: np.ndarray, tell: Tell | None = None
+) -> jax.Array:
     """The scale for uneven levels: 15 inverse scales (levels[0] + i) / far, i = −7 … 7.
 
     Args:
         x: (elements, blocks …) float32.
         weights: shape as x.
         levels: (16,) ascending whole numbers.
+        tell: see `Tried`.
 
     Returns:
         scale (blocks …); 0 for a block of zeros.
@@ -351,11 +430,15 @@ def make_iq4(x: jax.Array, weights: jax.Array, levels: np.ndarray) -> jax.Array:
     table = jnp.asarray(levels, jnp.float32)
     first = divide(-far, float(levels[0]))
 
+    def rounded(inv: jax.Array) -> jax.Array:
+        return table[nearest_level(multiply(x, inv), levels)]
+
     def moments(inv: jax.Array) -> tuple[jax.Array, ...]:
-        q = table[nearest_level(multiply(x, inv), levels)]
+        q = rounded(inv)
         wq = multiply(weights, q)  # here C multiplies by the level first
         return sum_in_order(multiply(wq, x), multiply(wq, q))
 
     inv = reciprocal(first)
-    scale, _ = _best_scale(moments, lambda i: divide(tries[i], far), len(tries), inv)
+    told = tell and _told(tell, x, weights, far, rounded)
+    scale, _ = _best_scale(moments, lambda i: divide(tries[i], far), len(tries), inv, told)
     return _or_zero(~empty, scale)

@@ -16,6 +16,7 @@ from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.report import report
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source
+from qlab.widgets.superblock import superblock
 from qlab.widgets.weights import weights
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "hqq_steps",
     "report",
     "smoothquant",
+    "superblock",
     "weights",
 ]

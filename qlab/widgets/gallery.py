@@ -24,6 +24,7 @@ from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.report import report
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source, source_of
+from qlab.widgets.superblock import superblock
 from qlab.widgets.view import WithPicture
 from qlab.widgets.weights import weights
 
@@ -39,6 +40,11 @@ WIDGETS = {
         block_scale,
         "A block of weights shares one scale: see which weights saturate, which vanish, "
         "and what a zero point buys.",
+    ),
+    "superblock": (
+        superblock,
+        "A GGUF file down to the bit: which bytes make one weight, the grid of each sub-block, "
+        "and how its scale was found.",
     ),
     "weights": (
         weights,

@@ -166,6 +166,26 @@ def test_smoothquant(lab):
     notebook.close()
 
 
+def test_superblock(lab):
+    notebook = opened(lab, "superblock", "widgets.superblock(model)")
+    both_themes(notebook, "qlab-superblock")
+    moves = [("weight k", "ArrowRight", 10), ("channel", "ArrowRight", 6)]
+    measured(notebook, "qlab-superblock", moves)
+    assert "Weight 173 has 4 bits of its own" in notebook.label("qlab-superblock")
+    page = notebook.page
+    page.locator("[data-pick=bytes]").click(position={"x": 1, "y": 40})  # byte 32
+    page.wait_for_selector(".qlab-superblock svg[aria-label*='in qs[16]']")
+    notebook.press("qlab-superblock", "ArrowDown")  # the bytes have kept the focus
+    page.locator("[data-pick=levels]").click(position={"x": 1, "y": 50})
+    page.wait_for_selector(".qlab-superblock svg[aria-label^='Q4_K: Weight 0 ']")
+    page.locator(".qlab-superblock select").first.select_option("Q6_K")
+    page.wait_for_selector(".qlab-superblock svg[aria-label^='Q6_K: ']")
+    page.locator(".qlab-superblock input[type=checkbox]").first.click()
+    page.locator(".qlab-superblock select").nth(1).select_option("2.mlp.down_proj")
+    both_themes(notebook, "qlab-superblock", "q6")
+    notebook.close()
+
+
 def test_advisor(lab):
     notebook = opened(lab, "advisor", "widgets.advisor()")
     both_themes(notebook, "qlab-advisor")
