@@ -249,8 +249,8 @@ def _scatter(picture: Picture, data: SizeQualityData, lang: str) -> None:
     middle = (x.start + x.end) / 2
     words = say("bits per weight", lang)
     picture.text(middle, LOW + 31, words, size=11, colour="muted", anchor="middle")
-    _points(picture, data, x, y)
     _names(picture, data, x, y)
+    _points(picture, data, x, y)
     box = (x.start, TOP + 16, x.end - x.start, LOW - TOP - 16)
     picture.pick(SCATTER, box, say("choose a file: click, or arrow keys", lang))
 
@@ -270,28 +270,49 @@ def _points(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
     picture.polygon(ring, stroke="ink", width=1.8)
 
 
+# Where a name may stand beside its point, the first that has room: anchor, dx, dy.
+PLACES = (
+    ("start", 10, -5), ("end", -10, 12), ("start", 10, 13), ("end", -10, -5),
+    ("end", -12, 4), ("start", 12, 4), ("end", -24, 24), ("end", -24, 42),
+    ("start", 22, -20), ("start", 22, 26), ("end", -24, 60),
+)  # fmt: skip
+
+
 def _names(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
-    """Names beside the points without a matrix, first the chosen and the next larger file; a name
-    that finds no room is left to the list.
+    """Names beside the points without a matrix, first the chosen and the next larger file, farther
+    ones with a line; a name that finds no room is left to the list.
     """
-    plain = {p.file: (float(x(p.bits)), float(y(p.kl[0]))) for p in data.points if not p.imatrix}
-    taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in plain.values()]
-    order = sorted(plain, key=lambda name: (name != data.file, name != data.larger))
-    for name in order:
-        px, py = plain[name]
-        wide = 7.0 * len(name)
-        for anchor, dx, dy in (
-            ("start", 11, -5), ("end", -11, 12), ("start", 11, 12), ("end", -11, -5),
-        ):  # fmt: skip
-            left = px + dx - (wide if anchor == "end" else 0)
-            box = (left, py + dy - 9, left + wide, py + dy + 2)
-            inside = left > LEFT[0] and left + wide < LEFT[1] + 20 and TOP + 14 < box[1]
-            if inside and box[3] < LOW and not any(_overlap(box, other) for other in taken):
-                bold = name == data.file
-                look = {"size": 11, "anchor": anchor, "bold": bold}
-                picture.text(px + dx, py + dy, name, colour="ink" if bold else "muted", **look)
-                taken.append(box)
-                break
+    spots = {(p.file, p.imatrix): (float(x(p.bits)), float(y(p.kl[0]))) for p in data.points}
+    taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in spots.values()]
+    taken.append((LEFT[1] - 92, TOP + 16, LEFT[1] + 20, TOP + 72))  # the legend
+    plain = [file for file, read in spots if not read]
+    for name in sorted(plain, key=lambda name: (name != data.file, name != data.larger)):
+        px, py = spots[name, ""]
+        for anchor, dx, dy in PLACES:
+            box = _box(name, anchor, px + dx, py + dy)
+            if not _free(box, taken):
+                continue
+            bold = name == data.file
+            if abs(dx) > 20:
+                side = -3 if dx > 0 else 3
+                picture.segments(px, py, px + dx + side, py + dy - 4, stroke="faint")
+            look = {"size": 11, "anchor": anchor, "bold": bold}
+            picture.text(px + dx, py + dy, name, colour="ink" if bold else "muted", **look)
+            taken.append(box)
+            break
+
+
+def _box(name: str, anchor: str, x: float, y: float) -> tuple[float, float, float, float]:
+    """The corners of a name."""
+    wide = 7.0 * len(name)
+    left = x - (wide if anchor == "end" else 0)
+    return left, y - 9, left + wide, y + 2
+
+
+def _free(box: tuple[float, ...], taken: list) -> bool:
+    """Whether a box is inside the scatter and on nothing that stands there."""
+    inside = LEFT[0] < box[0] and box[2] < LEFT[1] + 20 and TOP + 12 < box[1] and box[3] < LOW
+    return inside and not any(_overlap(box, other) for other in taken)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
