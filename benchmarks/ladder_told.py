@@ -6,6 +6,7 @@ ppl of two rows are compared in pairs, on the same windows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -317,7 +318,32 @@ def beside(found: Mapping[str, Rows]) -> list[str]:
         cells = [_relative(value, _english(table, ("Q4_K_M", ""))) for table, value in tables]
         name = at[0] + (", imatrix" if at[1] else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, "", *gains(found)]
+    return [*lines, "", *gains(found), *unlike(found)]
+
+
+def unlike(found: Mapping[str, Rows]) -> list[str]:
+    """Where a rung is not as far from Q4_K_M as there, by a quarter or more; and why."""
+    lines = []
+    for name, rows in found.items():
+        said = []
+        for at, there in PUBLISHED.items():
+            here, base = _english(rows, at), _english(rows, ("Q4_K_M", ""))
+            if here is None or base is None:
+                continue
+            ratio = (here / base) / (there / PUBLISHED["Q4_K_M", ""])
+            if abs(math.log(ratio)) > math.log(1.25):
+                called = at[0] + (", imatrix" if at[1] else "")
+                said.append(f"{called} {ratio:.2f}×")
+        if said:
+            lines.append(f"* Not as there, relative to Q4_K_M, {name}: {'; '.join(said)}.")
+    return [
+        *lines,
+        "* Why: tiny has four layers, so the first four of attn_v, which Q4_K_S lifts, are all of "
+        "them, and an eighth of the layers is none; a quarter of its weights is the embedding, in "
+        "Q6_K in every file smaller than Q8_0. SmolLM2's rows of 576 are no multiple of 256: Q6_K "
+        "becomes Q8_0 there, Q5_K Q5_1, Q4_K Q5_0, IQ4_XS IQ4_NL, Q3_K and Q2_K Q4_0, and the "
+        "embedding is Q8_0, so its files are larger and closer to float than their names say.",
+    ]
 
 
 def _english(rows: Any, at: tuple[str, str]) -> float | None:

@@ -190,7 +190,7 @@ def _head(picture: Picture, data: SizeQualityData, lang: str) -> None:
     readout = Readout(
         (f"{data.bits:.2f}", say("{size}, the file {all}", lang, size=size(data.bytes),
                                  all=size(data.file_bytes))),
-        (number(kl[0]), f"± {number(kl[1], 2)} nats"),
+        (number(kl[0], 4), f"± {number(kl[1], 2)} nats"),
         (f"{100 * data.top1[0]:.1f} %", f"± {100 * data.top1[1]:.1f}"),
         (f"{data.dlnppl[0]:+.4f}".replace("-", "−"), f"± {data.dlnppl[1]:.4f}"),
     )  # fmt: skip
@@ -274,7 +274,8 @@ def _points(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
 PLACES = (
     ("start", 10, -5), ("end", -10, 12), ("start", 10, 13), ("end", -10, -5),
     ("end", -12, 4), ("start", 12, 4), ("end", -24, 24), ("end", -24, 42),
-    ("start", 22, -20), ("start", 22, 26), ("end", -24, 60),
+    ("start", 22, -20), ("start", 22, 26), ("end", -24, 60), ("start", 30, -36),
+    ("start", 30, 44), ("start", 60, -50), ("end", -60, 40),
 )  # fmt: skip
 
 
@@ -285,21 +286,30 @@ def _names(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
     spots = {(p.file, p.imatrix): (float(x(p.bits)), float(y(p.kl[0]))) for p in data.points}
     taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in spots.values()]
     taken.append((LEFT[1] - 92, TOP + 16, LEFT[1] + 20, TOP + 72))  # the legend
-    plain = [file for file, read in spots if not read]
+    plain, names = [file for file, read in spots if not read], []
     for name in sorted(plain, key=lambda name: (name != data.file, name != data.larger)):
         px, py = spots[name, ""]
         for anchor, dx, dy in PLACES:
             box = _box(name, anchor, px + dx, py + dy)
-            if not _free(box, taken):
+            end = (px + dx + (-3 if dx > 0 else 3), py + dy - 4)
+            far = abs(dx) > 20
+            if not _free(box, taken) or (far and _crosses((px, py), end, names)):
                 continue
             bold = name == data.file
-            if abs(dx) > 20:
-                side = -3 if dx > 0 else 3
-                picture.segments(px, py, px + dx + side, py + dy - 4, stroke="faint")
+            if far:
+                picture.segments(px, py, *end, stroke="faint")
             look = {"size": 11, "anchor": anchor, "bold": bold}
             picture.text(px + dx, py + dy, name, colour="ink" if bold else "muted", **look)
             taken.append(box)
+            names.append(box)
             break
+
+
+def _crosses(start: tuple[float, float], end: tuple[float, float], boxes: list) -> bool:
+    """Whether a line runs through a box."""
+    steps = [(i / 20, 1 - i / 20) for i in range(21)]
+    way = [(a * end[0] + b * start[0], a * end[1] + b * start[1]) for a, b in steps]
+    return any(_overlap((x, y, x, y), box) for x, y in way for box in boxes)
 
 
 def _box(name: str, anchor: str, x: float, y: float) -> tuple[float, float, float, float]:
