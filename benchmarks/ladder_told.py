@@ -342,7 +342,7 @@ def unlike(found: Mapping[str, Rows]) -> list[str]:
         "them, and an eighth of the layers is none; a quarter of its weights is the embedding, in "
         "Q6_K in every file smaller than Q8_0. SmolLM2's rows of 576 are no multiple of 256: Q6_K "
         "becomes Q8_0 there, Q5_K Q5_1, Q4_K Q5_0, IQ4_XS IQ4_NL, Q3_K and Q2_K Q4_0, and the "
-        "embedding is Q8_0, so its files are larger and closer to float than their names say.",
+        "embedding is Q8_0, so files are larger than their names say and a rung is another step.",
     ]
 
 

@@ -240,7 +240,7 @@ def _scatter(picture: Picture, data: SizeQualityData, lang: str) -> None:
         at = float(y(tick))
         picture.segments(x.start, at, x.end, at, stroke="faint", opacity=0.6)
         look = {"size": 11, "colour": "muted", "anchor": "end"}
-        picture.text(x.start - 5, at + 4, f"{tick:g}", **look)
+        picture.text(x.start - 5, at + 4, number(tick), **look)
     for tick in range(math.ceil(x.lo), math.floor(x.hi) + 1):
         at = float(x(tick))
         picture.segments(at, TOP + 16, at, LOW, stroke="faint", opacity=0.6)

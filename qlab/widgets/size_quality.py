@@ -75,7 +75,7 @@ class SizeQuality(Live):
         data = size_quality_data(self.table, self.state)
         files = self.table.files(self.state.model)
         if key:
-            to = files.index(self.state.file) + KEYS.get(key, 0) * (-1 if name == LIST else 1)
+            to = files.index(self.state.file) + KEYS.get(key, 0)
             self.set(file=files[min(max(to, 0), len(files) - 1)])
         elif name == SCATTER:
             point = nearest(data, x, y)
