@@ -134,7 +134,10 @@ def sentences(data: SizeQualityData, lang: str) -> list[str]:
     kept = f"{100 * data.top1[0]:.1f}"
     words = "{file} keeps {kept} % of the first tokens at {bits} bits per weight."
     if data.fell_back:
-        words = "{file} keeps {kept} % of the first tokens at {bits} bits; {share} fell back."
+        words = (
+            "{file} keeps {kept} % of the first tokens at {bits} bits; "
+            "{share} fell back to a fitting type."
+        )
     first = say(words, lang, file=data.file, kept=kept, bits=f"{data.bits:.2f}",
                 share=share(data.fell_back))  # fmt: skip
     return [first, _step(data, lang), *_matrix(data, lang)]
@@ -186,11 +189,13 @@ def change(point: Point) -> Measured:
 
 
 def _head(picture: Picture, data: SizeQualityData, lang: str) -> None:
-    kl = data.here.kl
+    kl, _, bar = with_bar(*data.here.kl).partition(" ± ")
+    if ")" in bar:  # the power of ten belongs to both
+        kl, bar = number(data.here.kl[0], 4), number(data.here.kl[1], 2)
     readout = Readout(
         (f"{data.bits:.2f}", say("{size}, the file {all}", lang, size=size(data.bytes),
                                  all=size(data.file_bytes))),
-        (number(kl[0], 4), f"± {number(kl[1], 2)} nats"),
+        (kl, f"± {bar} nats"),
         (f"{100 * data.top1[0]:.1f} %", f"± {100 * data.top1[1]:.1f}"),
         (f"{data.dlnppl[0]:+.4f}".replace("-", "−"), f"± {data.dlnppl[1]:.4f}"),
     )  # fmt: skip
@@ -263,7 +268,7 @@ def _points(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
         at, here = float(x(point.bits)), float(y(value))
         ends = [float(y(max(value + side * bar, value / 4))) for side in (-1, 1)]
         picture.segments(at, ends[0], at, ends[1], stroke=colour, width=1.4)
-        picture.dots(at, here, 3.4, fill=colour, opacity=0.85)
+        picture.dots(at, here, 3.4, fill=colour)
     at, here = float(x(data.here.bits)), float(y(data.here.kl[0]))
     turn = [2 * math.pi * i / 24 for i in range(24)]
     ring = [(at + 9 * math.cos(t), here + 9 * math.sin(t)) for t in turn]
@@ -272,7 +277,7 @@ def _points(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
 
 # Where a name may stand beside its point, the first that has room: anchor, dx, dy.
 PLACES = (
-    ("start", 10, -5), ("end", -10, 12), ("start", 10, 13), ("end", -10, -5),
+    ("start", 11, -5), ("end", -11, 12), ("start", 11, 13), ("end", -11, -5),
     ("end", -12, 4), ("start", 12, 4), ("end", -24, 24), ("end", -24, 42),
     ("start", 22, -20), ("start", 22, 26), ("end", -24, 60), ("start", 30, -36),
     ("start", 30, 44), ("start", 60, -50), ("end", -60, 40),
@@ -285,6 +290,8 @@ def _names(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
     """
     spots = {(p.file, p.imatrix): (float(x(p.bits)), float(y(p.kl[0]))) for p in data.points}
     taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in spots.values()]
+    px, py = spots[data.file, data.imatrix]
+    taken.append((px - 10, py - 10, px + 10, py + 10))  # the ring
     taken.append((LEFT[1] - 92, TOP + 16, LEFT[1] + 20, TOP + 72))  # the legend
     plain, names = [file for file, read in spots if not read], []
     for name in sorted(plain, key=lambda name: (name != data.file, name != data.larger)):
@@ -293,23 +300,24 @@ def _names(picture: Picture, data: SizeQualityData, x: Axis, y: Axis) -> None:
             box = _box(name, anchor, px + dx, py + dy)
             end = (px + dx + (-3 if dx > 0 else 3), py + dy - 4)
             far = abs(dx) > 20
-            if not _free(box, taken) or (far and _crosses((px, py), end, names)):
+            line = _line((px, py), end) if far else []
+            if not _free(box, taken) or any(_overlap(a, b) for a in line for b in names):
                 continue
             bold = name == data.file
             if far:
                 picture.segments(px, py, *end, stroke="faint")
             look = {"size": 11, "anchor": anchor, "bold": bold}
             picture.text(px + dx, py + dy, name, colour="ink" if bold else "muted", **look)
-            taken.append(box)
+            taken += [box, *line]
             names.append(box)
             break
 
 
-def _crosses(start: tuple[float, float], end: tuple[float, float], boxes: list) -> bool:
-    """Whether a line runs through a box."""
+def _line(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, ...]]:
+    """Points along a line, as boxes without a size."""
     steps = [(i / 20, 1 - i / 20) for i in range(21)]
     way = [(a * end[0] + b * start[0], a * end[1] + b * start[1]) for a, b in steps]
-    return any(_overlap((x, y, x, y), box) for x, y in way for box in boxes)
+    return [(x, y, x, y) for x, y in way]
 
 
 def _box(name: str, anchor: str, x: float, y: float) -> tuple[float, float, float, float]:
@@ -407,10 +415,10 @@ def _plan(picture: Picture, data: SizeQualityData, lang: str) -> None:
     kinds = [*dict.fromkeys(part.kind for part in data.plan)]
     groups = {kind: [part for part in data.plan if part.kind == kind] for kind in kinds}
     most = max(sum(part.bytes for part in group) for group in groups.values())
-    axis, high = Axis(0, most, 66, 400), 158 / len(kinds)
+    axis, high = Axis(0, most, 78, 400), 158 / len(kinds)
     for i, (kind, group) in enumerate(groups.items()):
         y, at = PLAN + 14 + high * i, 0
-        picture.text(60, y + 12, say(kind, lang), size=11.5, anchor="end")
+        picture.text(72, y + 12, say(kind, lang), size=11.5, anchor="end")
         for part in group:
             x, wide = float(axis(at)), float(axis(at + part.bytes) - axis(at))
             faint = 0.5 if part.type != part.wanted else 1.0

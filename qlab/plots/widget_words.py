@@ -287,8 +287,8 @@ KOREAN = {
     "{size}, the file {all}": "{size}, 파일 {all}",
     "{file} keeps {kept} % of the first tokens at {bits} bits per weight.":
         "{file}: 가중치당 {bits}비트로 첫 토큰의 {kept} %를 지킵니다.",
-    "{file} keeps {kept} % of the first tokens at {bits} bits; {share} fell back.":
-        "{file}: {bits}비트로 첫 토큰의 {kept} %를 지킵니다. {share}는 다른 형식으로 바뀌었습니다.",
+    "{file} keeps {kept} % of the first tokens at {bits} bits; {share} fell back to a fitting type.":
+        "{file}: {bits}비트로 첫 토큰의 {kept} %를 지킵니다. {share}는 폭에 맞는 다른 형식입니다.",
     "No larger file was measured with this matrix.": "이 행렬로 잰 더 큰 파일은 없습니다.",
     "{file} costs {more} bits more and takes {kl} off the KL: {seen}.":
         "{file}: {more}비트 더 들고 KL이 {kl} 줄어듭니다({seen}).",
