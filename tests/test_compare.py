@@ -1,11 +1,13 @@
 """`compare` shows what is comparable in one table and refuses the rest by name."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 from test_evaluation import quantized, run, small
 
-from qlab.evaluation import compare, paired_difference, unpaired_difference
+from qlab.evaluation import Evaluation, compare, paired_difference, unpaired_difference
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,25 @@ def test_any_two_rows_can_be_paired(rows):
     assert (
         same.value == 0 and same.bar == 0 and unpaired_difference(rows[1], rows[1], "mixed").bar > 0
     )
+
+
+def test_divergences_are_paired_too(rows):
+    paired = paired_difference(rows[1], rows[2], "mixed", of="kl")
+    a, b = (row["mixed"] for row in rows[1:])
+    assert paired.value == pytest.approx(b.kl.value - a.kl.value)
+    each = np.array(b.window_kl) - np.array(a.window_kl)
+    assert paired.bar == pytest.approx(each.std(ddof=1) / np.sqrt(len(each)), rel=0.1)
+    assert np.mean(b.window_kl) == pytest.approx(b.kl.value)
+    with pytest.raises(ValueError, match="no difference of 'kll': did you mean 'kl'"):
+        paired_difference(rows[1], rows[2], "mixed", of="kll")
+
+
+def test_rows_without_windows_of_kl_still_load_and_say_so(rows):
+    kept = rows[1].to_dict()
+    for text in kept["texts"]:
+        del text["window_kl"]
+    old = Evaluation.from_dict(json.loads(json.dumps(kept)))
+    assert old["mixed"].window_kl is None and old["mixed"].kl == rows[1]["mixed"].kl
+    with pytest.raises(ValueError, match="'int4' has no kl of single windows on 'mixed'"):
+        paired_difference(rows[2], old, "mixed", of="kl")
+    assert paired_difference(rows[2], old, "mixed").value != 0

@@ -594,10 +594,11 @@ def test_a_widget_refuses_what_is_no_model():
 # ---- what a widget does not know
 
 
+WITHOUT_MODEL = ("formats", "calibration", "advisor", "size_quality")
+
+
 def made(name, source, quantized_tiny, **chosen):
-    given = {"formats": (), "calibration": (), "report": (quantized_tiny,), "advisor": ()}.get(
-        name, (source,)
-    )
+    given = {"report": (quantized_tiny,), **dict.fromkeys(WITHOUT_MODEL, ())}.get(name, (source,))
     return getattr(qlab.widgets, name)(*given, **chosen)
 
 
@@ -612,9 +613,7 @@ def test_an_unknown_keyword_names_the_nearest(name, source, quantized_tiny):
         widget.set(colour=1)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in WIDGETS if n not in ("formats", "calibration", "advisor")]
-)
+@pytest.mark.parametrize("name", [n for n in WIDGETS if n not in WITHOUT_MODEL])
 def test_an_unknown_layer_names_the_nearest(name, source, quantized_tiny):
     wrong, near = "layers.1.self_attn.k_pro", f"did you mean '{LAYER}'"
     with pytest.raises(ValueError, match=near):

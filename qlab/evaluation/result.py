@@ -30,6 +30,7 @@ class TextScore:
         same_top1: how often both rank the same token first.
         dp, dp_rms: change of the right token's probability, mean and root mean square.
         window_nll, window_nll_reference: mean NLL of every window, for pairing any two rows later.
+        window_kl: mean divergence of every window; None in rows that older versions wrote.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TextScore:
     dp_rms: Estimate | None
     window_nll: tuple[float, ...]
     window_nll_reference: tuple[float, ...] | None
+    window_kl: tuple[float, ...] | None = None
 
 
 def summarize(name: str, windows: Windows, found: TokenScores, seed: int) -> TextScore:
@@ -61,7 +63,8 @@ def summarize(name: str, windows: Windows, found: TokenScores, seed: int) -> Tex
     per_byte = float(s.nll.sum() / LN2 / size.sum())
     bar = bootstrap(lambda n, b: n * shape[1] / LN2 / b, w.nll, size, seed=seed)
     known: dict[str, Any] = dict.fromkeys(
-        ("dlnppl", "kl", "kl_999", "kl_max", "same_top1", "dp", "dp_rms", "window_nll_reference")
+        ("dlnppl", "kl", "kl_999", "kl_max", "same_top1", "dp", "dp_rms")
+        + ("window_nll_reference", "window_kl")
     )
     if not np.isnan(s.kl).any():
         known = _against_reference(s, w, seed)
@@ -109,6 +112,7 @@ def _against_reference(s: TokenScores, w: TokenScores, seed: int) -> dict[str, A
             0.5 / rms * standard_error(squares) if rms > 0 else 0.0,
         ),
         "window_nll_reference": tuple(w.nll_reference.tolist()),
+        "window_kl": tuple(w.kl.tolist()),
     }
 
 
@@ -218,7 +222,7 @@ def _revive(kind: Any, value: Any) -> Any:
         return None
     built = {}
     for field in dataclasses.fields(kind):
-        raw = value[field.name]
+        raw = value.get(field.name) if field.name == "window_kl" else value[field.name]
         name = str(field.type)
         if name.startswith("Estimate"):
             raw = _revive(Estimate, raw)

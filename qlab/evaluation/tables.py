@@ -12,7 +12,7 @@ import numpy as np
 
 from qlab.evaluation.bars import FEWEST_WINDOWS, Estimate, bootstrap
 from qlab.evaluation.result import Evaluation, escape, records
-from qlab.suggest import counted
+from qlab.suggest import counted, near
 
 COLUMNS = (
     "model",
@@ -79,14 +79,30 @@ def check_comparable(a: Evaluation, b: Evaluation) -> None:
             )
 
 
-def paired_difference(a: Evaluation, b: Evaluation, text: str) -> Estimate:
+def paired_difference(a: Evaluation, b: Evaluation, text: str, of: str = "nll") -> Estimate:
     """Δ ln ppl of b against a, both scored on the same windows: the bar of what they do not share.
+
+    Args:
+        a: the row that is compared with.
+        b: the other.
+        text: one that both were scored on.
+        of: "nll", or "kl" for the difference of their divergences from the reference, which is
+            known far better.
+
+    Raises:
+        ValueError: rows that are not comparable, or without what is asked for.
 
     Example:
         >>> paired_difference(rtn_row, gptq_row, "english")   # doctest: +SKIP
     """
     check_comparable(a, b)
-    difference = np.array(b[text].window_nll) - np.array(a[text].window_nll)
+    if of not in ("nll", "kl"):
+        raise ValueError(f"no difference of {of!r}: {near(of, ('nll', 'kl'))}")
+    x, y = (getattr(row[text], f"window_{of}") for row in (a, b))
+    if x is None or y is None:
+        without = (a if x is None else b).name
+        raise ValueError(f"{without!r} has no {of} of single windows on {text!r}: evaluate it anew")
+    difference = np.array(y) - np.array(x)
     bar = bootstrap(lambda m: m, difference, seed=a.protocol.seed)
     return Estimate(float(difference.mean()), bar)
 

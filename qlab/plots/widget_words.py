@@ -277,6 +277,46 @@ KOREAN = {
     "control: of {runs} runs of RTN, {differ} moved in any bit": "대조군: RTN {runs}번 중 한 비트라도 달라진 것 {differ}번",
     "Which text a method reads, and how much of it: what that costs, on which text, and whether it is more than noise.":
         "방법이 읽는 글과 그 양: 무엇을, 어느 글에서 잃는지, 잡음보다 큰지 보세요.",
+    # size_quality
+    "file": "파일",
+    "imatrix": "중요도 행렬",
+    "none": "없음",
+    "A mixture: which type every tensor gets.": "혼합: 텐서마다 어떤 형식을 받는지.",
+    "The text that the importance matrix was counted on.": "중요도 행렬을 센 글.",
+    "same first token": "같은 첫 토큰",
+    "{size}, the file {all}": "{size}, 파일 {all}",
+    "{file} keeps {kept} % of the first tokens at {bits} bits per weight.":
+        "{file}: 가중치당 {bits}비트로 첫 토큰의 {kept} %를 지킵니다.",
+    "{file} keeps {kept} % of the first tokens at {bits} bits; {share} fell back to a fitting type.":
+        "{file}: {bits}비트로 첫 토큰의 {kept} %를 지킵니다. {share}는 폭에 맞는 다른 형식입니다.",
+    "No larger file was measured with this matrix.": "이 행렬로 잰 더 큰 파일은 없습니다.",
+    "{file} costs {more} bits more and takes {kl} off the KL: {seen}.":
+        "{file}: {more}비트 더 들고 KL이 {kl} 줄어듭니다({seen}).",
+    "{file} costs {more} bits more and adds {kl} to the KL: {seen}.":
+        "{file}: {more}비트 더 들고 KL이 {kl} 늘어납니다({seen}).",
+    "The {text} matrix changes the KL by {d} %: {seen}.": "{text} 행렬은 KL을 {d} % 바꿉니다({seen}).",
+    "The {text} matrix changes nothing: this type does not look at it.":
+        "{text} 행렬은 아무것도 바꾸지 않습니다. 이 형식은 행렬을 보지 않습니다.",
+    "beyond two bars": "막대 둘 초과",
+    "within two bars, not seen": "막대 둘 이내, 보이지 않음",
+    "KL of every file, judged on {text}": "모든 파일의 KL, 평가 글: {text}",
+    "choose a file: click, or arrow keys": "파일 고르기: 클릭 또는 화살표 키",
+    "what an importance matrix changes": "중요도 행렬이 바꾸는 것",
+    "change of the KL, %": "KL의 변화, %",
+    "no matrix": "행렬 없음",
+    "{file}: bytes of every kind of tensor, a piece a layer":
+        "{file}: 텐서 종류별 바이트, 한 조각이 한 층",
+    "embedding": "임베딩",
+    "norms": "정규화",
+    "head": "출력층",
+    "q": "q", "k": "k", "v": "v", "o": "o", "gate": "gate", "up": "up", "down": "down",
+    "{kind} for {wanted}": "{wanted} 대신 {kind}",
+    "bars: one standard error, over windows; right: two, in pairs; hollow: they reach 0":
+        "막대: 창의 표준오차 하나, 오른쪽은 짝지은 둘, 빈 점은 0에 닿음",
+    "{model}, {n} windows of {t} tokens": "{model}, 토큰 {t}개 창 {n}개",
+    "F16, not drawn: KL {kl}": "그리지 않은 F16: KL {kl}",
+    "Which GGUF file: what every mixture costs in bits and in quality, what an importance matrix changes, and what is in the file.":
+        "어느 GGUF 파일인가: 혼합마다 드는 비트와 품질, 중요도 행렬이 바꾸는 것, 파일 속 텐서를 보세요.",
     # report
     "median loss": "손실의 중앙값",
     "median ratio to RTN": "RTN 대비 중앙값",

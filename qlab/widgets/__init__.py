@@ -14,6 +14,7 @@ from qlab.widgets.gallery import gallery
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.report import report
+from qlab.widgets.size_quality import size_quality
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source
 from qlab.widgets.superblock import superblock
@@ -30,6 +31,7 @@ __all__ = [
     "gptq_steps",
     "hqq_steps",
     "report",
+    "size_quality",
     "smoothquant",
     "superblock",
     "weights",

@@ -54,6 +54,8 @@ HELP = {
     "method": "What rounds the weights.",
     "windows": "How much text calibration reads.",
     "measure": "Perplexity in pairs, or the distance from the float model.",
+    "file": "A mixture: which type every tensor gets.",
+    "imatrix": "The text that the importance matrix was counted on.",
     "judged on": "The text that the models are scored on.",
     "scale": "By what the largest weight is divided.",
     "range, %": "Below 100: finer steps, but the largest saturate.",

@@ -22,6 +22,7 @@ from qlab.widgets.formats import formats
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.report import report
+from qlab.widgets.size_quality import size_quality
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source, source_of
 from qlab.widgets.superblock import superblock
@@ -70,6 +71,11 @@ WIDGETS = {
         "Which text a method reads, and how much of it: what that costs, on which text, "
         "and whether it is more than noise.",
     ),
+    "size_quality": (
+        lambda source, lang: size_quality(lang),  # measured on the bundled model
+        "Which GGUF file: what every mixture costs in bits and in quality, "
+        "what an importance matrix changes, and what is in the file.",
+    ),
     "hqq_steps": (
         hqq_steps,
         "HQQ step by step: every group's zero point slides its levels to where the errors cost "
@@ -88,6 +94,7 @@ WIDGETS = {
 ARGUMENTS = {
     "formats": "",
     "calibration": "",
+    "size_quality": "",
     "report": "q",
     "advisor": "",
 }  # of those that do not take the model itself

@@ -255,6 +255,25 @@ def test_calibration(lab):
     notebook.close()
 
 
+def test_size_quality(lab):
+    notebook = opened(lab, "size_quality", "widgets.size_quality(imatrix='english')")
+    both_themes(notebook, "qlab-size_quality")
+    measured(notebook, "qlab-size_quality", [("file", "ArrowLeft", 4), ("file", "ArrowRight", 6)])
+    page = notebook.page
+    page.locator("[data-pick=mixtures]").click(position={"x": 40, "y": 8})
+    page.wait_for_selector(".qlab-size_quality svg[aria-label^='Q8_0 keeps']")
+    notebook.press("qlab-size_quality", "ArrowDown")  # the list has kept the focus
+    page.wait_for_selector(".qlab-size_quality svg[aria-label^='Q6_K keeps']")
+    page.locator("[data-pick=files]").click(position={"x": 2, "y": 2})
+    page.wait_for_selector(".qlab-size_quality svg[aria-label^='Q2_K keeps']")
+    page.locator(".qlab-size_quality select").nth(1).select_option("korean")
+    page.wait_for_selector(".qlab-size_quality svg[aria-label*='Korean matrix changes the KL']")
+    page.locator(".qlab-size_quality select").first.select_option("smollm2-135m")
+    page.wait_for_selector(".qlab-size_quality svg[aria-label*='fell back']")
+    both_themes(notebook, "qlab-size_quality", "smollm2")
+    notebook.close()
+
+
 def test_report(lab):
     some = "batches=qlab.calibration_batches(model, tokens=4096)"
     report = f"widgets.report(qlab.quantize_model(model, 'gptq', 'int3_g64', {some}))"
