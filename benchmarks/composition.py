@@ -21,7 +21,7 @@ from qlab.evaluation.scoring import versions
 
 OUT = Path(__file__).resolve().parent / "results" / "composition.md"
 FIRST = ("", "awq", "smoothquant")  # what scales the input channels, if anything
-THEN = ("rtn", "gptq", "hqq")  # what rounds them
+THEN = ("rtn", "gptq", "hqq", "kquants")  # what rounds them
 # One Spec of every kind: what it is of, its name.
 KINDS = {
     "integers": "int4_g64",

@@ -1,18 +1,22 @@
 """llama.cpp itself: it runs what qlab writes, and its quantizer writes the same file."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import qlab
 from qlab.io import gguf
 from qlab.models.export_gguf import to_gguf
+from qlab.models.load import smollm2_file
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.peer
 
-FTYPES = {"F16": 1, "BF16": 32}
-if hasattr(gguf, "encode"):
-    FTYPES |= {"Q8_0": 7, "Q4_0": 2, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q6_K": 18}
+FTYPES = {"F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15}
+FTYPES |= {"Q5_K_M": 17, "Q6_K": 18}
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "llama_cpp_logits.py"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,19 @@ def test_it_runs_tiny_as_we_do(tiny, text):
 
 @pytest.mark.parametrize("mixture", list(FTYPES))
 def test_its_quantizer_writes_the_same_tensors(tiny, mixture, tmp_path):
-    _, path = tiny
+    same_file(tiny[1], mixture, tmp_path)
+
+
+def test_its_quantizer_writes_the_same_smollm2(tmp_path):
+    """As stored: 272 tensors, most of them too narrow for super-blocks."""
+    tensors = same_file(smollm2_file(), "Q4_K_M", tmp_path)
+    assert len(tensors) == 272
+    bits = 8 * sum(t.raw.size for t in tensors.values()) / 134_515_008
+    assert bits == pytest.approx(6.17, abs=0.01)
+
+
+def same_file(path, mixture, tmp_path):
+    """The tensors of the file that both write."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FTYPES[mixture]
     target = tmp_path / "theirs.gguf"
@@ -50,3 +66,24 @@ def test_its_quantizer_writes_the_same_tensors(tiny, mixture, tmp_path):
     for name, tensor in theirs.tensors.items():
         assert tensor.type == ours.tensors[name].type, name
         np.testing.assert_array_equal(tensor.raw, ours.tensors[name].raw, err_msg=name)
+    return ours.tensors
+
+
+@pytest.mark.parametrize("model, mixture", [("tiny", "Q4_K_M"), ("tiny", "Q5_K_M"),
+                                            ("smollm2-135m", "Q4_K_M")])  # fmt: skip
+def test_its_logits_are_ours_but_for_its_rounded_inputs(model, mixture, tmp_path):
+    """As a float file: equal. Quantized: as far from ours as ours with rounded inputs, and apart
+    only where its own two best tokens are close. llama.cpp against itself, a token at a time, is
+    98 to 99 % there (benchmarks/results/llama_cpp_logits.json), so more cannot be asked."""
+    spec = importlib.util.spec_from_file_location("llama_cpp_logits", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    source = script.source_of(model, tmp_path)
+    for row in script.compare(source, mixture, tmp_path, tokens=200):
+        print(row)
+        assert row["both as a float file"]["kl"] < 1e-6
+        assert row["both as a float file"]["top1"] > 0.995
+        for ours in ("float inputs", "rounded inputs"):
+            assert row[ours]["kl"] < 0.02 and row[ours]["top1"] > 0.88 and row[ours]["gap"] < 1
+        apart, rounded = row["float inputs"]["kl"], row["rounded from float inputs"]["kl"]
+        assert 0.4 < apart / rounded < 2.5
