@@ -529,7 +529,10 @@ def advise(
     hardware: Annotated[
         str | None, typer.Option(help="'RTX 4090', 'Apple M4 Max', 'CPU DDR5' …, for the speed.")
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 8192,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of each sequence; default: 8192, or the model's most."),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     task: Annotated[
         str, typer.Option(help="general, 'high stakes', benchmark, math or multilingual.")

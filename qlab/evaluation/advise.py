@@ -28,7 +28,7 @@ def advise(
     model_or_size: Any,
     memory: float | str | None = None,
     hardware: str | None = None,
-    context: int = 8192,
+    context: int | None = None,
     batch: int = 1,
     task: str = "general",
     kv_bits: float = 16,
@@ -43,7 +43,7 @@ def advise(
             the layers and heads of the published model nearest to it.
         memory: 24 or "24 GB" (10⁹ bytes), "24 GiB", "2x24 GB"; None: the hardware's.
         hardware: "RTX 4090", "2x RTX 3090", "Apple M4 Max", "CPU DDR5" …; None: no speed is told.
-        context: tokens of each sequence.
+        context: tokens of each sequence; None: 8,192, or fewer where the model was made for fewer.
         batch: sequences at once.
         task: "general", "high stakes", "benchmark", "math" or "multilingual".
         kv_bits: of a number in the KV cache: 16, 8.5 (q8_0), 4.5 (q4_0).
@@ -64,12 +64,13 @@ def advise(
     """
     if task not in TASKS:
         raise ValueError(f"no task is called {task!r}: {near(task, TASKS)}")
+    shape, machine = shape_of(model_or_size), machine_of(memory, hardware)
+    context = min(8192, shape.longest) if context is None else context
     for name, value in (("context", context), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} {value!r} is not a whole number of at least 1")
     if not 1 <= kv_bits <= 32:
         raise ValueError(f"kv_bits {kv_bits!r} is not between 1 and 32")
-    shape, machine = shape_of(model_or_size), machine_of(memory, hardware)
     question = Question(shape, machine, context, batch, float(kv_bits), task)
     return answer(question, loaded(model_or_size, question))
 

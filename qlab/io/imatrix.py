@@ -90,14 +90,16 @@ def read(path: str | os.PathLike) -> Imatrix:
     """Reads an importance matrix, GGUF or `.dat`, whatever the file is called.
 
     Raises:
-        ValueError: the file is neither, ends early, contradicts itself or holds numbers that no sum
-            of squares can be; the sentence names the byte or the tensor.
+        ValueError: there is no such file, it is neither, ends early, contradicts itself or holds
+            numbers that no sum of squares can be; the sentence names the byte or the tensor.
 
     Example:
         >>> read("imatrix.gguf").problems()   # doctest: +SKIP
         []
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no importance matrix in {path}: it is no file")
     with open(path, "rb") as handle:
         magic = handle.read(4)
     found = _from_gguf(path) if magic == b"GGUF" else _from_dat(path)
