@@ -17,10 +17,13 @@ from qlab.activations import ACTS, act_matmul
 from qlab.evaluation.bars import bootstrap
 from qlab.exercises.judge import judge
 from qlab.formats import INT4, UINT4
+from qlab.io.ggml import decode, encode, to_qtensor
 from qlab.methods.awq import awq, awq_candidates
 from qlab.methods.gptq import factor, gptq
 from qlab.methods.hqq import hqq_step
+from qlab.methods.kquants_search import make_qx
 from qlab.methods.smoothquant import smoothquant
+from qlab.models import mixtures
 from qlab.observers import percentile
 from qlab.qtensor import Spec, bits_per_weight, dequantize, fit, quantize
 from qlab.rules import gptq_asym
@@ -205,6 +208,42 @@ def test_the_solutions_of_calibration_agree_with_the_library():
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+def test_the_solutions_of_gguf_agree_with_the_library():
+    """The exercises read real blocks as `decode` does, and fill them with ggml's own codes."""
+    right = {name: e.solution for name, e in ALL.items()}
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 256)), jnp.float32)
+    raw = encode(w, "Q4_0").reshape(-1, 18)
+    scales = right["q4_0_scale"](w.reshape(-1, 32))
+    np.testing.assert_array_equal(raw[:, :2].copy().view("<f2")[:, 0], np.float16(scales))
+    numbers = [np.float32(block[:2].view("<f2")[0]) * (right["unpack_nibbles"](block[2:]) - 8.0)
+               for block in raw]  # fmt: skip
+    np.testing.assert_array_equal(np.ravel(numbers), decode(encode(w, "Q4_0"), "Q4_0").ravel())
+    x, v = w[:, :16].T, jnp.abs(w[:, 16:32].T)
+    scale, codes = make_qx(x, v, 32)
+    found = [right["best_scale"](x[:, j], codes[:, j] - 32.0, v[:, j]) for j in range(4)]
+    np.testing.assert_allclose(found, scale, rtol=1e-5)
+    raw = encode(w, "Q4_K")
+    q = to_qtensor(raw, "Q4_K")
+    for block, row in enumerate(raw):
+        s, m = right["scale_min_k4"](row[4:16])
+        np.testing.assert_array_equal(s, q.scale.codes[8 * block : 8 * block + 8])
+        np.testing.assert_array_equal(m, q.offset.codes[8 * block : 8 * block + 8])
+        d, dmin = row[:4].view("<f2").astype(np.float32)
+        ours = right["requantize"](w[block].reshape(8, 32), d, s, dmin, m)
+        np.testing.assert_array_equal(ours.ravel(), q.codes[block])
+
+
+def test_the_solutions_of_mixtures_agree_with_the_library():
+    right = {name: e.solution for name, e in ALL.items()}
+    for n in range(1, 130):
+        wanted = [mixtures.more_bits(mixtures.Layer(i, n, 1, False)) for i in range(n)]
+        np.testing.assert_array_equal(right["use_more_bits"](n), wanted)
+    rows = [mixtures.as_it_is("a", (3, 256), "Q4_K"), mixtures.as_it_is("b", (9, 256), "Q6_K")]
+    weights, bits = (np.array([getattr(r, key) for r in rows]) for key in ("weights", "bits"))
+    found = right["bits_of_mixture"](weights, bits)
+    assert found == pytest.approx(mixtures.bits_per_weight(rows))
+
+
 def qlab_spec(name):
     from qlab.specs import SPECS
 
@@ -262,7 +301,35 @@ def sorted_range(x, q):
     return [max(float(min(x)), -p), min(float(max(x)), p)]
 
 
+def by_the_bits(raw):
+    """Right, and written with one long row of bits, byte 0 first, lowest bit first."""
+    bits = np.unpackbits(np.array(raw), bitorder="little").reshape(12, 8)
+    value = lambda *parts: np.concatenate(parts) @ 2 ** np.arange(6)  # noqa: E731
+    scales = [value(bits[j, :6]) for j in range(4)]
+    scales += [value(bits[8 + j, :4], bits[j, 6:]) for j in range(4)]
+    minima = [value(bits[4 + j, :6]) for j in range(4)]
+    return scales, minima + [value(bits[8 + j, 4:], bits[4 + j, 6:]) for j in range(4)]
+
+
+def loop_codes(w, d, scales, dmin, minima):
+    """Right, and written weight by weight."""
+    step, least = d * np.array(scales), dmin * np.array(minima)
+    return [[0 if s == 0 else min(max(round((float(x) + m) / s), 0), 15) for x in row]
+            for row, s, m in zip(w, step, least)]  # fmt: skip
+
+
 RIGHT = [
+    ("unpack_nibbles", lambda raw: [int(b) % 16 for b in raw] + [int(b) // 16 for b in raw]),
+    ("q4_0_scale", lambda w: [max(map(float, row), key=abs) / -8 for row in w]),
+    ("q4_0_scale", lambda w: np.where(w.max(-1) > -w.min(-1), w.max(-1), w.min(-1)) / -8),
+    ("best_scale", lambda w, q, v: np.nan_to_num(np.dot(v * w, q) / np.dot(v * q, q))),
+    ("scale_min_k4", by_the_bits),
+    ("requantize", loop_codes),
+    (
+        "use_more_bits",
+        lambda n: [i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2 for i in range(n)],
+    ),
+    ("bits_of_mixture", lambda weights, bits: np.average(bits, weights=weights)),
     ("int_matmul", loop_matmul),
     ("int8_token", numpy_token),
     ("mixed_product", cut_out),
@@ -296,6 +363,16 @@ def test_other_right_answers_pass(name, function, capsys):
 
 
 WRONG = [
+    ("unpack_nibbles", lambda raw: raw.reshape(2, 8), "got (2, 8), expected (32,)"),
+    ("q4_0_scale", lambda w: jnp.abs(w).max() / -8, "got (), expected (3,)"),
+    ("q4_0_scale", lambda w: jnp.abs(w).max(-1, keepdims=True) / 8, "leave keepdims out"),
+    ("best_scale", lambda w, q, v: jnp.abs(w).max() / 8, "you give"),
+    ("best_scale", lambda w, q, v: w / q, "got (32,), expected ()"),
+    ("scale_min_k4", lambda raw: raw[:8] & 63, "return scales and minima, 2 in all"),
+    ("requantize", lambda w, d, s, dmin, m: jnp.round((w + dmin * m) / (d * s)),
+     "on three sub-blocks your function raises"),
+    ("use_more_bits", lambda layers: layers % 3 == 2, "got (), expected (32,)"),
+    ("bits_of_mixture", lambda weights, bits: 5.0, "you give 5, expected"),
     ("merged", lambda ha, na, hb, nb: ha * na / (na + nb), "numbers differ"),
     ("paired", lambda a, b: (b - a).mean(), "return difference and standard error, 2 in all"),
     ("verdict", lambda v, b: v if abs(v) > 2 * b else 0, "for arrays there are jnp.max"),

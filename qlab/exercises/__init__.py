@@ -11,6 +11,7 @@ from typing import Any
 
 from qlab.exercises.awq import AWQ
 from qlab.exercises.calibration import CALIBRATION
+from qlab.exercises.gguf import GGUF
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
@@ -20,7 +21,7 @@ from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION)
+    for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION, *GGUF)
 }
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]

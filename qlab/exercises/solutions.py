@@ -217,3 +217,47 @@ def shrink(x: jax.Array, beta: float, p: float) -> jax.Array:
 def zero_update(codes: jax.Array, w: jax.Array, outliers: jax.Array, scale: jax.Array) -> jax.Array:
     """The best zero point of every group for what is left of w: (groups, n) -> (groups,)."""
     return (codes - (w - outliers) / scale[:, None]).mean(axis=-1)
+
+
+def unpack_nibbles(raw: jax.Array) -> jax.Array:
+    """The 32 codes in 16 bytes of Q4_0: all low nibbles, then all high ones."""
+    return jnp.concatenate([raw & 15, raw >> 4])
+
+
+def q4_0_scale(w: jax.Array) -> jax.Array:
+    """The scale with which the weight of largest magnitude becomes -8: (blocks, n) -> (blocks,)."""
+    far = jnp.abs(w).argmax(axis=-1, keepdims=True)
+    return jnp.take_along_axis(w, far, axis=-1)[:, 0] / -8
+
+
+def best_scale(w: jax.Array, q: jax.Array, v: jax.Array) -> jax.Array:
+    """The s with the least Σ v (w − s q)²; 0 where all codes are 0."""
+    size = (v * q**2).sum()
+    return (v * w * q).sum() / jnp.where(size == 0, 1.0, size)
+
+
+def scale_min_k4(raw: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eight scales and eight minima of six bits, from the 12 bytes of Q4_K."""
+    first, second, third = raw[:4], raw[4:8], raw[8:]
+    scales = jnp.concatenate([first & 63, third & 15 | first >> 6 << 4])
+    minima = jnp.concatenate([second & 63, third >> 4 | second >> 6 << 4])
+    return scales, minima
+
+
+def requantize(
+    w: jax.Array, d: float, scales: jax.Array, dmin: float, minima: jax.Array
+) -> jax.Array:
+    """Codes 0 … 15 for the step and the minimum as they are stored; 0 where the step is 0."""
+    step, least = d * scales[:, None], dmin * minima[:, None]
+    return jnp.clip(jnp.round((w + least) / jnp.where(step == 0, jnp.inf, step)), 0, 15)
+
+
+def use_more_bits(layers: int) -> jax.Array:
+    """Of so many layers those with more bits: first and last eighth, every third one between."""
+    i, eighth = jnp.arange(layers), layers // 8
+    return (i < eighth) | (i >= 7 * layers // 8) | ((i - eighth) % 3 == 2)
+
+
+def bits_of_mixture(weights: jax.Array, bits: jax.Array) -> jax.Array:
+    """Bits per weight of a whole file, from the size and the bits of every tensor."""
+    return (weights * bits).sum() / weights.sum()
