@@ -56,7 +56,7 @@ def test_its_quantizer_writes_the_same_smollm2(tmp_path):
 def same_file(path, mixture, tmp_path):
     """The tensors of the file that both write."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = FTYPES[mixture]
+    params.ftype, params.allow_requantize = FTYPES[mixture], True
     target = tmp_path / "theirs.gguf"
     assert llama_cpp.llama_model_quantize(str(path).encode(), str(target).encode(), params) == 0
     to_gguf(path, tmp_path / "ours.gguf", mixture)
@@ -72,18 +72,19 @@ def same_file(path, mixture, tmp_path):
 @pytest.mark.parametrize("model, mixture", [("tiny", "Q4_K_M"), ("tiny", "Q5_K_M"),
                                             ("smollm2-135m", "Q4_K_M")])  # fmt: skip
 def test_its_logits_are_ours_but_for_its_rounded_inputs(model, mixture, tmp_path):
-    """As a float file: equal. Quantized: as far from ours as ours with rounded inputs, and apart
-    only where its own two best tokens are close. llama.cpp against itself, a token at a time, is
-    98 to 99 % there (benchmarks/results/llama_cpp_logits.json), so more cannot be asked."""
+    """As a float file: equal but for its half-precision cache. Quantized: as far from ours as ours
+    with rounded inputs, and apart only where its own two best tokens are close. The bounds stand a
+    little above benchmarks/results/llama_cpp_logits.json, where llama.cpp agrees with itself, a
+    token at a time, on 93 to 98 % of these: more cannot be asked of two programs."""
     spec = importlib.util.spec_from_file_location("llama_cpp_logits", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     source = script.source_of(model, tmp_path)
     for row in script.compare(source, mixture, tmp_path, tokens=200):
         print(row)
-        assert row["both as a float file"]["kl"] < 1e-6
-        assert row["both as a float file"]["top1"] > 0.995
+        assert row["both as a float file"]["kl"] < 3e-6
+        assert row["both as a float file"]["top1"] > 0.99
         for ours in ("float inputs", "rounded inputs"):
-            assert row[ours]["kl"] < 0.02 and row[ours]["top1"] > 0.88 and row[ours]["gap"] < 1
+            assert row[ours]["kl"] < 0.012 and row[ours]["top1"] > 0.9 and row[ours]["gap"] < 0.9
         apart, rounded = row["float inputs"]["kl"], row["rounded from float inputs"]["kl"]
-        assert 0.4 < apart / rounded < 2.5
+        assert 0.5 < apart / rounded < 2
