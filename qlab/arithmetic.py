@@ -27,6 +27,19 @@ def divide(a: jax.Array, b: jax.Array | float) -> jax.Array:
     return a / (b + jnp.minimum(jnp.abs(a), 0.0))
 
 
+def reciprocal(x: jax.Array) -> jax.Array:
+    """The correctly rounded 1 / x.
+
+    `divide(1.0, x)` is not enough: the zero of a constant numerator is seen through, and XLA makes
+    1 / (n / x) of it x / n, which rounds otherwise.
+
+    Example:
+        >>> float(reciprocal(jnp.float32(3.0))) == float(jnp.float32(1 / 3))
+        True
+    """
+    return 1.0 / (x + jnp.minimum(jnp.abs(x), 0.0))
+
+
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     """The product a · b rounded once, safe to add to: `multiply(a, b) + c` never becomes a fused
     multiply-add.

@@ -15,6 +15,7 @@ from qlab.arithmetic import (
     ordered_mean,
     ordered_sum,
     power_of_two,
+    reciprocal,
 )
 
 RNG = np.random.default_rng(0)
@@ -35,6 +36,15 @@ def test_divide_is_ieee(divisor):
     np.testing.assert_array_equal(both(lambda a: divide(a, divisor), A), A / np.float32(divisor))
     column = np.full((64, 1), divisor, np.float32)
     np.testing.assert_array_equal(both(divide, A, column), A / column)
+
+
+def test_a_reciprocal_of_a_quotient_rounds_twice():
+    """1 / (n / x) is two roundings; a constant numerator lets XLA see through `divide`'s zero."""
+    n = np.float32(15.0)
+    expected = np.float32(1) / (n / A)
+    found = both(lambda x: reciprocal(divide(jnp.full_like(x, n), x)), A)
+    np.testing.assert_array_equal(found, expected)
+    assert (expected != A / n).mean() > 0.1  # what it would be in one
 
 
 def test_plain_division_is_not():

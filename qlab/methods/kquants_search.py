@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qlab.arithmetic import bits_of, divide, multiply
+from qlab.arithmetic import bits_of, divide, multiply, reciprocal
 
 EPS = 1e-15  # a block whose largest magnitude is below counts as zeros
 _F = np.float32
@@ -104,11 +104,6 @@ def ends(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _or_zero(holds: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.where(holds, values, jnp.zeros_like(values))
-
-
-def reciprocal(x: jax.Array) -> jax.Array:
-    """1 / x. Without the unseen zero XLA makes 1 / (n / x) of it x / n, which rounds otherwise."""
-    return 1.0 / (x + jnp.minimum(jnp.abs(x), 0.0))
 
 
 def inverse(x: jax.Array) -> jax.Array:
