@@ -11,13 +11,13 @@ the library does.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import qlab
 from qlab.activations import ACTS, integer
 from qlab.evaluation.scoring import versions
+from qlab.io.atomic import atomic_file
 
 OUT = Path(__file__).resolve().parent / "results" / "composition.md"
 FIRST = ("", "awq", "smoothquant")  # what scales the input channels, if anything
@@ -119,9 +119,9 @@ def _products() -> list[str]:
 
 
 def main() -> None:
-    partial = OUT.with_name(OUT.name + ".part")
-    partial.write_text(table(measured()), encoding="utf-8")
-    os.replace(partial, OUT)
+    page = table(measured())
+    with atomic_file(OUT, overwrite=True) as sink:
+        sink.write(page.encode())
     print(f"wrote {OUT}")
 
 

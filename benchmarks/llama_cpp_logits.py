@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import qlab
 from qlab.activations import Act
 from qlab.evaluation.scoring import versions
 from qlab.io import gguf
+from qlab.io.atomic import atomic_file
 from qlab.models import to_gguf
 from qlab.models.load import smollm2_file
 from qlab.models.surgery import map_linears
@@ -52,9 +52,8 @@ def main() -> None:
                 rows += [{"model": name, **row} for row in compare(source, mixture, Path(folder))]
                 print(*(json.dumps(row) for row in rows[-len(TEXTS) :]), sep="\n", flush=True)
     found = {"what": __doc__, "tokens": TOKENS, "versions": peers(), "rows": rows}
-    partial = OUT.with_name(OUT.name + ".part")
-    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, OUT)
+    with atomic_file(OUT, overwrite=True) as sink:
+        sink.write((json.dumps(found, indent=1) + "\n").encode())
     print(f"wrote {OUT}")
 
 

@@ -1,12 +1,12 @@
 """Must a grid contain 0? Integer and real zero points where loud inputs meet small weights.
 
 HQQ stores its zero point as a real number, so the levels of a group lie anywhere; an integer zero
-point puts one of them on 0. On SmolLM2-135M HQQ at 3 and 2 bits is farther from the float model
-than rounding with an integer zero (benchmarks/results/tables.md, "Weights alone"), although its
-weights are closer. This script shows where that comes from: some input channels are many times
-louder than the rest and their weights many times smaller. A weight near 0 that falls on the level 0
-is off by its own size at most; where no level is at 0 it is off by up to half a step, and a loud
-input multiplies that.
+point puts one of them on 0. On SmolLM2-135M HQQ at 3 bits is farther from the float model than
+rounding with an integer zero, on all four texts (benchmarks/results/tables.md, "Weights alone"),
+although its weights are closer. This script shows where that comes from: some input channels are
+many times louder than the rest and their weights many times smaller. A weight near 0 that falls on
+the level 0 is off by its own size at most; where no level is at 0 it is off by up to half a step,
+and a loud input multiplies that.
 
     python experiments/zero_on_the_grid.py                                        the bundled model
     python experiments/zero_on_the_grid.py --model smollm2-135m --out smol.json
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 import qlab
 from qlab.cli import keep_compiled_programs
 from qlab.evaluation.scoring import versions
+from qlab.io.atomic import atomic_file
 
 BITS = (4, 3, 2)
 LOUD = 3  # channels counted as loud, of every linear
@@ -51,9 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     if given.out:
-        partial = given.out.with_name(given.out.name + ".part")
-        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, given.out)
+        with atomic_file(given.out, overwrite=True) as sink:
+            sink.write((json.dumps(found, indent=1) + "\n").encode())
     print(table(found))
     return 0
 
