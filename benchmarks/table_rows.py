@@ -104,7 +104,7 @@ def _weights() -> Table:
         GRID,
         "HQQ, and RTN with a real zero: float16 scales and real zero points, "
         "`qlab.specs.hqq(bits)`, no text. Such a grid need not contain 0. Where loud inputs meet "
-        "small weights (SmolLM2, not tiny) that costs more than HQQ's search wins: "
+        "small weights (SmolLM2, not tiny) that costs more at 3 bits than HQQ's search wins: "
         '`experiments/README.md`, "Must a grid contain 0?".',
     )
     return Table(rows, PLAIN, tuple(pairs), notes)

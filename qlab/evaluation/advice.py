@@ -151,7 +151,8 @@ class Advice:
                 f"for longer contexts or batches: Q4_K_M has room for {self.roomy.room:,} tokens"
             )
         if self.best and self.best.nominal == 16 and q.task != "benchmark":
-            said.append("Q8_0 is nearly as good (KL 0.00136 on an 8B model) at half the size")
+            kl = LOSSES["Q8_0"][1]
+            said.append(f"Q8_0 is nearly as good (KL {kl:g} on an 8B model) at half the size")
         if q.context > q.shape.longest:
             said.append(f"the model was made for {q.shape.longest:,} tokens, not {q.context:,}")
         if self.best and self.best.spare < 0.05 * q.machine.capacity:
