@@ -345,6 +345,7 @@ KOREAN = {
     "scale range": "스케일 최대/최소",
     "shape, out × in": "모양, 출력 × 입력",
     "dead channels": "죽은 채널",
+    "raised importances": "올린 중요도",
     "damping": "댐핑",
     "rung of the ladder": "사다리 단",
     "scales": "스케일",
@@ -360,6 +361,8 @@ KOREAN = {
         "{rung}단: 더 작은 댐핑으로는 H가 양의 정부호가 아니어서 대각 평균의 {damp}배를 더했습니다. 많이 더할수록 결과는 단순 반올림에 가까워집니다.",
     "{n} of {inputs} input channels were zero in every token: nothing is known about their weights.":
         "입력 채널 {inputs}개 중 {n}개가 모든 토큰에서 0이었습니다: 그 가중치에 대해서는 아는 것이 없습니다.",
+    "{n} of {inputs} columns had an importance below 10⁻⁶ of the mean; they were given that much.":
+        "열 {inputs}개 중 {n}개의 중요도가 평균의 10⁻⁶보다 작아 그 값으로 올렸습니다.",
     "{tokens} tokens for {inputs} input channels: H cannot have full rank, only damping makes it invertible.":
         "입력 채널 {inputs}개에 토큰 {tokens}개: H의 계수가 모자라 댐핑으로만 역행렬이 생깁니다.",
     "{n} of the weights lie beyond the range and are cut to its ends.":
