@@ -158,8 +158,8 @@ KOREAN = {
     "no smoothing": "스무딩 없음",
     "the best, α = {a}": "가장 좋은 α = {a}",
     "levels of the median channel": "중앙값 채널의 레벨 수",
-    "α = {a}: X's channel {j} is divided by {s}, W's multiplied; the median channel reaches {n} of 256 levels, not {m}.":
-        "α = {a}: {j}번 채널의 입력은 {s}로 나누고 가중치는 {s}배; 중앙값 채널의 레벨이 256개 중 {m}개에서 {n}개로.",
+    "α = {a}: X's channel {j} is divided by {s}, W's multiplied; the median channel reaches {n} of 255 levels, not {m}.":
+        "α = {a}: {j}번 채널의 입력은 {s}로 나누고 가중치는 {s}배; 중앙값 채널의 레벨이 255개 중 {m}개에서 {n}개로.",
     "error of the W8A8 output over α, %": "α에 따른 W8A8 출력 오차, %",
     "choose α: click, or arrow keys": "α 고르기: 클릭 또는 화살표 키",
     "unsmoothed": "스무딩 없음",
@@ -405,6 +405,10 @@ KOREAN = {
     "{file}, the best of all, fits with its context.": "가장 좋은 {file}이(가) 컨텍스트까지 들어갑니다.",
     "{file} is the best that fits with its context; {next} is {gap} too large.":
         "컨텍스트까지 들어가는 것 중 {file}이(가) 가장 좋습니다. {next}은(는) {gap} 넘칩니다.",
+    "shape of {name}": "{name}의 모양",
+    "{n} tokens of context": "컨텍스트 {n}토큰",
+    "{n} sequences at once": "동시에 시퀀스 {n}개",
+    "KV cache in {n} bits": "KV 캐시 {n}비트",
     "{file} needs": "{file}에 필요한 메모리",
     "{file} would need": "{file}에 필요했을 메모리",
     "memory for a model": "모델이 쓸 수 있는 메모리",
