@@ -628,9 +628,10 @@ def _texts(names: list[str], split: str = "evaluation") -> dict[str, str]:
 def _show(table: Any, json_file: Path | None) -> None:
     table.print(console)
     if json_file:
-        temporary = json_file.with_name(json_file.name + ".part")
-        temporary.write_text(table.to_json())
-        os.replace(temporary, json_file)
+        from qlab.io.atomic import atomic_file
+
+        with atomic_file(json_file, overwrite=True) as sink:
+            sink.write(table.to_json().encode())
         console.print(f"wrote [bold]{json_file}[/]", highlight=False)
 
 
