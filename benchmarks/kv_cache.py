@@ -115,7 +115,9 @@ def keys_and_values(model: Any, tokens: jax.Array) -> list[tuple[jax.Array, jax.
     x, found, d = model.embed(tokens), [], model.config.head_dim
     for block in model.layers:
         attention, y = block.self_attn, block.input_layernorm(x)
-        k, v = (part(y).reshape(1, y.shape[1], -1, d) for part in (attention.k_proj, attention.v_proj))
+        k, v = (
+            part(y).reshape(1, y.shape[1], -1, d) for part in (attention.k_proj, attention.v_proj)
+        )
         found.append((rotate(k, jnp.arange(y.shape[1]), attention.theta), v))
         x, _ = block(x, jnp.int32(0))
     return found
@@ -198,7 +200,11 @@ def tables(name: str, found: dict[str, Any]) -> list[str]:
             lines.append(f"| {title} | {share} | {' | '.join(kl)} |")
         size = in_bins(study, rows["bytes"])
         float_bits = cells(study, rows["float"]["nll"], LN2, size)
-        lines += ["", f"| bits a byte more than the float cache | bytes | {' | '.join(bins)} |", rule]
+        lines += [
+            "",
+            f"| bits a byte more than the float cache | bytes | {' | '.join(bins)} |",
+            rule,
+        ]
         lines.append(f"| the float cache itself | 100% | {' | '.join(float_bits)} |")
         for recipe, title in made:
             share = f"{recipe.bytes(study['context'], *sizes) / plain:.0%}"

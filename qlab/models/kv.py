@@ -76,12 +76,16 @@ class Side:
             return stored // self.kept * self.kept
         return (stored - self.window) * (stored > self.window)
 
+    @property
+    def code_bits(self) -> float:
+        """Bits of a number that has left the window, scale and minimum counted."""
+        return float(FLOAT_BITS) if self.spec is None else bits_per_weight(self.spec)
+
     def bits(self, tokens: int) -> float:
         """Bits that one channel of one head takes for `tokens` tokens, the window held whole."""
         if self.spec is None:
             return float(FLOAT_BITS * tokens)
-        codes = bits_per_weight(self.spec) * self.closed(tokens)
-        return codes + FLOAT_BITS * min(tokens, self.kept)
+        return self.code_bits * self.closed(tokens) + FLOAT_BITS * min(tokens, self.kept)
 
 
 @dataclasses.dataclass(frozen=True)
