@@ -124,7 +124,7 @@ def keys_and_values(model: Any, tokens: jax.Array) -> list[tuple[jax.Array, jax.
 
 
 def look(name: str, tokens: int = 256) -> dict[str, Any]:
-    """Relative errors of 2-bit keys and values both ways in every layer, and one layer's numbers."""
+    """Relative errors of 2-bit keys and values both ways in every layer; one layer's numbers."""
     model = qlab.load(name)
     ids = model.tokenizer.encode(qlab.texts("english", "evaluation"))[:tokens]
     found = keys_and_values(model, jnp.asarray([ids]))

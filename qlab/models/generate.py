@@ -2,8 +2,8 @@
 
 The prompt is padded to a power of two, so prompts of all lengths share a few compiled programs;
 what the padding wrote into the cache lies in the future of every query and is overwritten before it
-becomes the past. A quantized cache (`kv`) is told how many tokens are real. Greedy at temperature 0, else nucleus sampling (Holtzman et al. 2019, arXiv
-1904.09751). Not here: scoring (`evaluation`).
+becomes the past. A quantized cache (`kv`) is told how many tokens are real. Greedy at temperature
+0, else nucleus sampling (Holtzman et al. 2019, arXiv 1904.09751). Not here: scoring (`evaluation`).
 """
 
 from __future__ import annotations

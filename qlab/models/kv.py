@@ -145,6 +145,7 @@ class KV:
             if side.spec is None or side.by == "channel":
                 continue
             block = side.spec.block
+            assert isinstance(block, int)
             if head_dim % block:
                 raise ValueError(
                     f"head_dim {head_dim} is not a multiple of block {block} of the {name}: "
@@ -160,7 +161,8 @@ def _check(name: str, side: Side) -> None:
         return
     if not isinstance(spec, Spec):
         raise ValueError(f"{name} need a Spec, not {spec!r}; named recipes are in KVS")
-    plain = all(x is None or isinstance(x, str) for x in (spec.scale, spec.zero, spec.offset))
+    plain = all(x is None or isinstance(x, str) for x in (spec.zero, spec.offset))
+    plain = plain and isinstance(spec.scale, str)
     if not isinstance(spec.block, int) or not plain or spec.offset == "mean":
         raise ValueError(
             f"{name} need a block that is a number and scales of a dtype, because tokens come one "
@@ -254,6 +256,17 @@ def back(x: jax.Array, side: Side) -> jax.Array:
     return x.transpose((0, 3, 1, 2) if side.by == "channel" else (0, 2, 1, 3))
 
 
+def encoded(x: jax.Array, side: Side) -> QTensor:
+    """The codes of x, which is `turned`. A NaN makes its block's scale NaN, here by hand: a fused
+    minimum on a CPU may pass over it (`xla_cpu_enable_fast_min_max`).
+    """
+    spec = side.spec
+    assert spec is not None
+    q = quantize(x, spec)
+    nan = jnp.isnan(x.reshape(*q.scale.shape, spec.block)).any(axis=-1)
+    return q.replace(scale=jnp.where(nan, jnp.nan, q.scale))
+
+
 def coded(x: jax.Array, side: Side) -> jax.Array:
     """The numbers that stand for x once all of it are codes; an open group is filled up by its
     last token, and nobody reads it before it is closed.
@@ -269,7 +282,7 @@ def coded(x: jax.Array, side: Side) -> jax.Array:
         return x
     time = x.shape[1]
     x = jnp.pad(x, [(0, 0), (0, -time % side.group), (0, 0), (0, 0)], mode="edge")
-    return back(dequantize(quantize(turned(x, side), side.spec)), side)[:, :time]
+    return back(dequantize(encoded(turned(x, side), side)), side)[:, :time]
 
 
 def attend(
@@ -340,7 +353,8 @@ def over_sequence(q: jax.Array, k: jax.Array, v: jax.Array, kv: KV) -> jax.Array
 
     Args:
         q: (batch, time, heads, d).
-        k, v: (batch, time, kv_heads, d).
+        k: (batch, time, kv_heads, d).
+        v: as `k`.
         kv: the recipe.
     """
     keys, values = (k, coded(k, kv.key_side)), (v, coded(v, kv.value_side))
@@ -369,7 +383,7 @@ class Store(nnx.Module):
             return Store(side, None, jnp.zeros((batch, length, kv_heads, d)), length)
         kept = min(side.kept, length)
         nothing = jnp.zeros((batch, length, kv_heads, d))
-        codes = quantize(turned(nothing, side), side.spec)
+        codes = encoded(turned(nothing, side), side)
         return Store(side, codes, jnp.zeros((batch, kept, kv_heads, d)), length)
 
     def _positions(self, stored: jax.Array) -> jax.Array:
@@ -402,12 +416,12 @@ class Store(nnx.Module):
 
     def _encode(self, rows: jax.Array, start: jax.Array, time: int) -> QTensor:
         """The codes with every group that tokens `start : start + time` touch encoded again."""
-        group, spec, axis = self.side.group, self.side.spec, -1 if self.side.by == "channel" else -2
+        group, axis = self.side.group, -1 if self.side.by == "channel" else -2
         size = min(-(-(time + group - 1) // group) * group, self.length)
         first = start // group * group
         base = jnp.minimum(first, self.length - size)
         piece = jax.lax.dynamic_slice_in_dim(rows, base, size, axis=1)
-        fresh = quantize(turned(piece, self.side), spec)
+        fresh = encoded(turned(piece, self.side), self.side)
 
         def write(old: jax.Array, new: jax.Array) -> jax.Array:
             unit = size // new.shape[axis]  # tokens of one entry: 1, or a group
@@ -440,10 +454,10 @@ class KVCache(nnx.Module):
         """Stores k and v, and what q (batch, time, heads, d) reads: ((batch, time, heads, d), new
         cache).
         """
-        keys, *k_rows = self.keys.put(k, start, count)
-        values, *v_rows = self.values.put(v, start, count)
+        keys, k_float, k_coded = self.keys.put(k, start, count)
+        values, v_float, v_coded = self.values.put(v, start, count)
         position = start + jnp.arange(q.shape[1])
-        y = attend(q, tuple(k_rows), tuple(v_rows), position, self.kv)
+        y = attend(q, (k_float, k_coded), (v_float, v_coded), position, self.kv)
         return y, KVCache(keys, values, self.kv)
 
 

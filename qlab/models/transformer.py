@@ -207,7 +207,8 @@ def over_time(
 
     Args:
         q: (batch, time, heads, d).
-        k, v: (batch, time, kv_heads, d).
+        k: (batch, time, kv_heads, d).
+        v: as `k`.
         start: the first position.
         cache: a Cache, a KVCache where there is a recipe, or None: the sequence begins here.
         kv: how keys and values are quantized; None: they are not.
