@@ -76,26 +76,26 @@ def kv_channels(keys: Any, values: Any, *, model: str = "", heads: int = 1) -> F
     """
     figure, pair = new(9, 4.4, ncols=2, sharey=True)
     words = []
-    said = ("channels stand out, token after token", "no channel stands out as much")
-    for axes, name, x, what in zip(pair, ("keys", "values"), (keys, values), said, strict=True):
+    for axes, name, x in zip(pair, ("key", "value"), (keys, values), strict=True):
         x = np.abs(np.asarray(x, float))
-        top = np.quantile(x, 0.999)
         image = axes.imshow(
-            x, aspect="auto", cmap="cividis", vmin=0, vmax=top, interpolation="nearest"
-        )
+            x, aspect="auto", cmap="cividis", vmin=0, vmax=np.quantile(x, 0.999),
+            interpolation="nearest",
+        )  # fmt: skip
         for edge in range(1, heads):
             axes.axvline(edge * x.shape[1] / heads - 0.5, color="white", lw=0.8)
-        spread = [float(np.median(x.max(axis=i)) and x.max() / np.median(x.max(axis=i)))
-                  for i in (0, 1)]  # fmt: skip
-        axes.set_title(f"|{name}|: {what}")
+        channel, token = (float(x.max() / np.median(x.max(axis=i))) for i in (0, 1))
+        axes.set_title(f"|{name}|: the largest channel is {channel:.1f} × the median one")
         axes.set_xlabel(f"channel, {heads} head{'s' if heads > 1 else ''}")
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=9)
         words.append(
-            f"The largest {name[:-1]} is {spread[0]:.1f} times the median channel's largest and "
-            f"{spread[1]:.1f} times the median token's largest"
+            f"The largest {name} is {channel:.1f} times the median channel's largest and "
+            f"{token:.1f} times the median token's largest"
         )
     pair[0].set_ylabel("token")
+    for axes in pair:
+        axes.title.set_fontsize(10)
     if model:
         figure.suptitle(model, x=0.01, ha="left", fontsize=10, color=COLOURS["grey"])
     at = f" {model}." if model else ""
