@@ -85,7 +85,7 @@ def kv_channels(keys: Any, values: Any, *, model: str = "", heads: int = 1) -> F
         for edge in range(1, heads):
             axes.axvline(edge * x.shape[1] / heads - 0.5, color="white", lw=0.8)
         channel, token = (float(x.max() / np.median(x.max(axis=i))) for i in (0, 1))
-        axes.set_title(f"|{name}|: the largest channel is {channel:.1f} × the median one")
+        axes.set_title(f"|{name}|, largest channel: {channel:.1f} × median")
         axes.set_xlabel(f"channel, {heads} head{'s' if heads > 1 else ''}")
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=9)
@@ -94,8 +94,6 @@ def kv_channels(keys: Any, values: Any, *, model: str = "", heads: int = 1) -> F
             f"{token:.1f} times the median token's largest"
         )
     pair[0].set_ylabel("token")
-    for axes in pair:
-        axes.title.set_fontsize(10)
     if model:
         figure.suptitle(model, x=0.01, ha="left", fontsize=10, color=COLOURS["grey"])
     at = f" {model}." if model else ""
