@@ -107,6 +107,15 @@ def pieces(x: np.ndarray, size: int) -> np.ndarray:
     return x.reshape(len(x), -1, size).sum(axis=2)
 
 
+def short(x: Any) -> Any:
+    """Floats to seven significant digits: what float32 has."""
+    if isinstance(x, dict):
+        return {key: short(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [short(value) for value in x]
+    return float(f"{x:.7g}") if isinstance(x, float) else x
+
+
 # ---- why keys go by channel ----------------------------------------------------------------------
 
 
@@ -279,7 +288,7 @@ def main() -> None:
 
     def keep() -> None:
         with atomic_file(file, overwrite=True) as sink:
-            sink.write((json.dumps(kept, ensure_ascii=False) + "\n").encode())
+            sink.write((json.dumps(short(kept), ensure_ascii=False) + "\n").encode())
 
     for name in [] if asked.page else asked.models:
         if f"why {name}" not in kept:
