@@ -23,6 +23,7 @@ from qlab.models.surgery import linears
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))  # what a benchmark knows of its own numbers
 
 
 def weights() -> Any:
@@ -100,7 +101,39 @@ def layers() -> Any:
     return qlab.plots.layer_losses(q.report)
 
 
+def _kv() -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks/results/kv_cache.json").read_text())
+
+
+def kv_losses() -> Any:
+    """Loss against the bits of a quantized cache, keys by channel and by token."""
+    from benchmarks import kv_cache
+
+    name, text, found = "smollm2-135m", "english", _kv()
+    study = kv_cache.STUDIES[name]
+    series: dict[str, list[dict[str, Any]]] = {}
+    for recipe in kv_cache.recipes(name):
+        if recipe.window != 128:
+            continue
+        kl = kv_cache.in_bins(study, found[name][text][kv_cache.name_of(recipe)]["kl"])[-1]
+        value, bar = kv_cache.ratio(kl, kv_cache.counts(study)[-1])
+        point = {"bits": recipe.key_side.code_bits, "loss": value, "bar": bar}
+        series.setdefault(f"keys by {recipe.keys_by}", []).append(point)
+    said = f"{name}, positions {study['bins'][-2]:,}–{study['bins'][-1] - 1:,}, {text}"
+    return qlab.plots.kv_losses(series, model=said)
+
+
+def kv_channels() -> Any:
+    """Keys and values of one layer of SmolLM2, token by channel."""
+    name, found = "smollm2-135m", _kv()["why smollm2-135m"]
+    return qlab.plots.kv_channels(
+        found["keys"], found["values"], model=f"{name}, layer {found['layer']}", heads=3
+    )
+
+
 FIGURES = {
+    "kv_losses": kv_losses,
+    "kv_channels": kv_channels,
     "layers": layers,
     "weights": weights,
     "grid": grid,

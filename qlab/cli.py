@@ -108,6 +108,10 @@ def evaluate(
         typer.Option(help="Quantize first; the model as given is then the reference. Repeatable."),
     ] = None,
     method: Annotated[str, typer.Option(help="How to quantize for --spec.")] = "rtn",
+    kv: Annotated[
+        list[str] | None,
+        typer.Option(help="Quantize keys and values: a name in qlab.models.KVS. Repeatable."),
+    ] = None,
     text: Texts = None,
     tokens: Tokens = None,
     context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
@@ -119,11 +123,13 @@ def evaluate(
     """Perplexity, bits per byte and divergence of a model on texts, with error bars.
 
     Example: qlab evaluate tiny --spec int4_g64 --spec int2_g64 --text english --tokens 8192
+
+    Example: qlab evaluate smollm2-135m --kv kivi4 --kv kivi2 --tokens 16384
     """
     import qlab
 
     loaded = _load(model)
-    against = _load(reference) if reference else loaded if spec else None
+    against = _load(reference) if reference else loaded if spec or kv else None
     settings: dict[str, Any] = {
         "texts": _texts(text or ["english"]),
         "tokens": tokens,
@@ -135,6 +141,9 @@ def evaluate(
     for name in spec or []:
         quantized = qlab.quantize_model(loaded, method, name, progress=console.is_terminal)
         rows.append(qlab.evaluate(quantized, reference=against, name=name, **settings))
+    for name in kv or []:
+        quantized = qlab.quantize_kv(loaded, name)
+        rows.append(qlab.evaluate(quantized, reference=against, name=f"kv {name}", **settings))
     _show(qlab.compare(rows, show=False), json_file)
 
 
@@ -556,6 +565,9 @@ def advise(
     kv_bits: Annotated[
         float, typer.Option(help="Of a number in the KV cache: 16, 8.5 (q8_0), 4.5 (q4_0).")
     ] = 16,
+    kv: Annotated[
+        str | None, typer.Option(help="Or a KV recipe, such as kivi2: its window is float.")
+    ] = None,
 ) -> None:
     """Which file of a model to download for a memory, with the arithmetic and the evidence.
 
@@ -564,7 +576,7 @@ def advise(
     import qlab
 
     asked = _load(model) if model == "tiny" or Path(model).exists() else model
-    answer = qlab.advise(asked, memory, hardware, context, batch, task, kv_bits)
+    answer = qlab.advise(asked, memory, hardware, context, batch, task, kv_bits, kv)
     console.print(str(answer), markup=False, highlight=False, soft_wrap=True)
 
 

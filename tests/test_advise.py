@@ -404,3 +404,52 @@ def test_functions_are_short():
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = node.end_lineno - (body[0].lineno if body else node.lineno) + 1
                 assert lines <= 40, f"{name}.{node.name} has {lines} lines"
+
+
+# ---- a quantized cache
+
+
+def test_kv_recipes_are_counted_by_hand():
+    """Llama-3.1-8B, 32,768 tokens: 2-bit codes with two float16 for 32 numbers take 3 bits; keys
+    close 128 at a time, values leave a window of 128."""
+    answer = advise("llama-3.1-8b", memory="24 GB", context=32_768, kv="kivi2")
+    numbers = 32 * 8 * 128  # layers, KV heads, channels
+    keys = numbers * (32_768 * 3 + 128 * 16) / 8
+    values = numbers * (32_640 * 3 + 128 * 16) / 8
+    assert answer.question.cache == keys + values == 820_510_720
+    plain = advise("llama-3.1-8b", memory="24 GB", context=32_768).question.cache
+    assert plain == 2 * numbers * 32_768 * 2 == 4_294_967_296
+    short = advise("llama-3.1-8b", memory="24 GB", context=100, batch=3, kv="kivi2").question
+    assert short.cache == 3 * 2 * numbers * 100 * 2  # all of it in the window
+    said = "\n".join(answer.arithmetic)
+    assert "keys as kivi2: (32,768 tokens × 3 bits + a window of 128 × 16) × 32 layers" in said
+    assert "values as kivi2: (32,640 tokens × 3 bits + a window of 128 × 16)" in said
+
+
+def test_the_longest_context_with_a_recipe_is_the_longest():
+    for kv in ("kivi8", "kivi2", qlab.models.kivi(4, window=0)):
+        best = advise(SEVENTY, memory="2x24 GB", context=2048, batch=2, kv=kv).best
+        q, room = best.question, best.room
+        left = q.machine.capacity - best.weights - q.reserve
+        assert 2 * q.stored(room) <= left < 2 * q.stored(room + 1)
+        assert room > fit(best.file, Question(q.shape, q.machine, 2048, 2)).room
+
+
+def test_a_loaded_models_recipe_is_taken():
+    model = qlab.quantize_kv(load("tiny"), "kivi4")
+    assert advise(model, memory="8 GB").question.kv == model.kv
+    assert advise(model, memory="8 GB", kv="kivi2").question.kv == qlab.models.KVS["kivi2"]
+
+
+@pytest.mark.parametrize(
+    "model,more,said",
+    [
+        ("llama-3.1-8b", {"kv": "kivi5"}, "no KV recipe is called 'kivi5'"),
+        ("llama-3.1-8b", {"kv": "kivi4", "kv_bits": 8.5}, "kv_bits 8.5 and kv 'kivi4' exclude"),
+        ("deepseek-v3", {"kv": "kivi4"}, "576 latent numbers"),
+        ("llama-3.1-8b", {"kv": qlab.models.kivi(4, group=96, window=96)}, "head_dim 128 .* 96"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(model, more, said):
+    with pytest.raises(ValueError, match=said):
+        advise(model, memory="24 GB", **more)

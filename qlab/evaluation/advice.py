@@ -23,6 +23,7 @@ from qlab.evaluation.evidence import (
 )
 from qlab.evaluation.fits import ROWS, RUNTIME, Fit, Question
 from qlab.evaluation.machines import GB, GIB, OFFLOAD
+from qlab.models.kv import FLOAT_BITS, name_of
 
 COLUMNS = (
     "file", "bits/w", "weights GB", "KV GB", "needs GB", "spare GB", "max context", "tokens/s",
@@ -115,17 +116,17 @@ class Advice:
             f"memory: {q.machine.line}",
             f"weights, {f.file}: {q.shape.params:,.0f} × {f.bits:.4f} bits / 8 = "
             f"{gigabytes(f.weights)}",
-            f"KV cache: {_cache(q)} a token; × {q.context:,} tokens × {q.batch} = "
-            f"{gigabytes(q.cache)}",
+            *_caches(q),
             f"reserve: {q.machine.count} × {RUNTIME / GB:g} GB + {logits} = {gigabytes(q.reserve)}",
             f"together: {_number(f.weights)} + {_number(q.cache)} + {_number(q.reserve)} = "
             f"{gigabytes(f.need)} of {gigabytes(capacity)}: {gigabytes(abs(f.spare))} {left}",
         ]
         if f.fits:
-            lines.append(
-                f"longest context: ({capacity:,.0f} − {f.weights:,.0f} − {q.reserve:,.0f}) / "
-                f"{q.token * q.batch:,.0f} bytes = {_room(f)}"
-            )
+            left = f"({capacity:,.0f} − {f.weights:,.0f} − {q.reserve:,.0f})"
+            each = f" / {q.token * q.batch:,.0f} bytes"
+            if q.kv is not None:
+                each = f" less the windows, by{each[2:]} a token, a block at a time"
+            lines.append(f"longest context: {left}{each} = {_room(f)}")
             lines += _speeds(f)
         if self.best is None and f.nominal < 8:
             bare = q.shape.params / 2
@@ -286,6 +287,26 @@ def _room(f: Fit) -> str:
     longest = f.question.shape.longest
     most = ", but the model was made for no more" if f.room == longest else ""
     return f"{f.room:,} tokens{most}"
+
+
+def _caches(q: Question) -> list[str]:
+    """The KV cache as formulas; with a recipe, a line for keys and one for values."""
+    if q.kv is None:
+        return [
+            f"KV cache: {_cache(q)} a token; × {q.context:,} tokens × {q.batch} = "
+            f"{gigabytes(q.cache)}"
+        ]
+    s, lines = q.shape, []
+    heads = f"{s.layers} layers × {s.kv_heads} KV heads × {s.head_dim}"
+    for name, side in (("keys", q.kv.key_side), ("values", q.kv.value_side)):
+        closed = side.closed(q.context)
+        room = min(q.context, side.kept) if side.spec else q.context
+        total = q.batch * s.layers * s.kv_heads * s.head_dim * side.bits(q.context) / 8
+        lines.append(
+            f"KV cache, {name} as {name_of(q.kv)}: ({closed:,} tokens × {side.code_bits:g} bits + "
+            f"a window of {room:,} × {FLOAT_BITS}) × {heads} × {q.batch} / 8 = {gigabytes(total)}"
+        )
+    return lines
 
 
 def _cache(q: Question) -> str:

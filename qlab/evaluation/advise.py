@@ -17,6 +17,7 @@ from qlab.evaluation.machines import machine_of
 from qlab.evaluation.memory import size
 from qlab.evaluation.mixtures import FILES
 from qlab.evaluation.shapes import SHAPES, TYPICAL, Shape, shape_of
+from qlab.models.kv import KV, find, name_of
 from qlab.models.transformer import Transformer
 from qlab.suggest import near
 
@@ -32,6 +33,7 @@ def advise(
     batch: int = 1,
     task: str = "general",
     kv_bits: float = 16,
+    kv: str | KV | None = None,
 ) -> Advice:
     """Which file of a model to take for a memory, with the arithmetic and the evidence.
 
@@ -47,13 +49,16 @@ def advise(
         batch: sequences at once.
         task: "general", "high stakes", "benchmark", "math" or "multilingual".
         kv_bits: of a number in the KV cache: 16, 8.5 (q8_0), 4.5 (q4_0).
+        kv: instead, a recipe (`qlab.models.KVS`: "kivi4", "kivi2"), scales, minima and the float
+            window counted; None: a loaded model's own, if it has one.
 
     Returns:
         an `Advice`; print it, or let a notebook show it.
 
     Raises:
         ValueError: an unknown model, hardware or task, a memory that is none, a context or batch
-            below 1, KV bits outside 1 … 32.
+            below 1, KV bits outside 1 … 32; an unknown recipe, one beside KV bits, one whose block
+            the head's channels are no multiple of, or one for latent attention.
 
     Example:
         >>> answer = advise("llama-3.1-70b", memory="2x24 GB")
@@ -71,8 +76,27 @@ def advise(
             raise ValueError(f"{name} {value!r} is not a whole number of at least 1")
     if not 1 <= kv_bits <= 32:
         raise ValueError(f"kv_bits {kv_bits!r} is not between 1 and 32")
-    question = Question(shape, machine, context, batch, float(kv_bits), task)
+    if kv is None and isinstance(model_or_size, Transformer):
+        kv = model_or_size.kv
+    recipe = _recipe(kv, kv_bits, shape)
+    question = Question(shape, machine, context, batch, float(kv_bits), task, recipe)
     return answer(question, loaded(model_or_size, question))
+
+
+def _recipe(kv: str | KV | None, kv_bits: float, shape: Shape) -> KV | None:
+    """A KV recipe, if it goes with the bits and the shape."""
+    recipe = find(kv)
+    if recipe is None:
+        return None
+    if kv_bits != 16:
+        raise ValueError(f"kv_bits {kv_bits:g} and kv {name_of(recipe)!r} exclude each other")
+    if shape.mla:
+        raise ValueError(
+            f"{shape.name} keeps {sum(shape.mla)} latent numbers a token and no heads, so "
+            f"{name_of(recipe)!r} does not fit it: give kv_bits"
+        )
+    recipe.check_head(shape.head_dim)
+    return recipe
 
 
 def loaded(model: Any, question: Question) -> tuple[Fit, ...]:

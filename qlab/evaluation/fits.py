@@ -6,6 +6,7 @@ multiply, so tokens/s ≤ FLOP/s / (2 · active parameters), attention not count
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 
@@ -13,6 +14,7 @@ from qlab.evaluation.evidence import EFFICIENCY, PREFILL
 from qlab.evaluation.machines import GB, OFFLOAD, Machine
 from qlab.evaluation.mixtures import FILES, NOMINAL, SERVED, file_bits
 from qlab.evaluation.shapes import Shape
+from qlab.models.kv import KV
 
 RUNTIME, ROWS = 0.5 * GB, 512  # an assumption: a runtime a device, float32 logits of 512 tokens
 
@@ -20,7 +22,8 @@ RUNTIME, ROWS = 0.5 * GB, 512  # an assumption: a runtime a device, float32 logi
 @dataclasses.dataclass(frozen=True)
 class Question:
     """What is asked: a model on a machine, tokens of context for each of `batch` sequences, bits
-    of a number in the KV cache (16; 8.5 is q8_0, 4.5 is q4_0), a key of TASKS.
+    of a number in the KV cache (16; 8.5 is q8_0, 4.5 is q4_0), a key of TASKS, or instead of the
+    bits a recipe whose last tokens stay float.
     """
 
     shape: Shape
@@ -29,16 +32,27 @@ class Question:
     batch: int = 1
     kv_bits: float = 16.0
     task: str = "general"
+    kv: KV | None = None
 
     @property
     def token(self) -> float:
-        """Bytes of one token in the KV cache."""
-        return self.shape.cached * self.kv_bits / 8
+        """Bytes of one token in the KV cache; with a recipe: in codes, outside of the window."""
+        if self.kv is None:
+            return self.shape.cached * self.kv_bits / 8
+        sides = (self.kv.key_side, self.kv.value_side)
+        return self.shape.cached / 2 * sum(side.code_bits for side in sides) / 8
 
     @property
     def cache(self) -> float:
         """Bytes of the KV cache when all contexts are full."""
-        return self.token * self.context * self.batch
+        return self.batch * self.stored(self.context)
+
+    def stored(self, tokens: int) -> float:
+        """Bytes of the KV cache of one sequence of so many tokens."""
+        if self.kv is None:
+            return self.token * tokens
+        s = self.shape
+        return s.layers * self.kv.bytes(tokens, s.kv_heads, s.head_dim)
 
     @property
     def reserve(self) -> float:
@@ -95,7 +109,11 @@ class Fit:
         """Tokens of context that fit for each sequence; at most what the model was made for."""
         q = self.question
         left = q.machine.capacity - self.weights - q.reserve
-        return max(0, min(q.shape.longest, int(left / (q.token * q.batch))))
+        if q.kv is None:
+            return max(0, min(q.shape.longest, int(left / (q.token * q.batch))))
+        # More tokens never take fewer bytes, so the first that is too many is found by halving.
+        asked = range(1, q.shape.longest + 1)
+        return bisect.bisect_right(asked, left / q.batch, key=q.stored)
 
     @property
     def read(self) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 
 from qlab.cache import cache_dir
 from qlab.evaluation.windows import Windows
-from qlab.models import opt, transformer
+from qlab.models import kv, opt, transformer
 from qlab.models.provenance import weights_hash
 
 __all__ = ["arithmetic", "batches", "states", "states_file", "weights_hash"]
@@ -51,7 +51,7 @@ def batches(model: Any, windows: Windows, batch: int) -> Iterator[tuple[int, int
 
 def states_file(weights: str, windows: Windows, batch: int) -> Path:
     """Where the states of these weights on these windows are kept."""
-    code = hashlib.sha256("".join(map(inspect.getsource, (transformer, opt))).encode())
+    code = hashlib.sha256("".join(map(inspect.getsource, (transformer, opt, kv))).encode())
     what = [weights, windows.hash, batch, arithmetic(), jax.__version__, code.hexdigest()]
     folder = cache_dir() / "states"
     folder.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from qlab.models.channels import dither, grid_study, scale_channels, with_outlie
 from qlab.models.export_gguf import gguf_metadata, to_gguf
 from qlab.models.generate import generate
 from qlab.models.importance import imatrix
+from qlab.models.kv import KV, KVS, cache_size, kivi, quantize_kv
 from qlab.models.load import load
 from qlab.models.mixtures import MIXTURES
 from qlab.models.quantize import quantize_model
@@ -15,6 +16,8 @@ from qlab.models.tokenizer import Tokenizer
 from qlab.models.transformer import Config, Label, Linear, Transformer
 
 __all__ = [
+    "KV",
+    "KVS",
     "MIXTURES",
     "Batches",
     "Config",
@@ -24,6 +27,7 @@ __all__ = [
     "Report",
     "Tokenizer",
     "Transformer",
+    "cache_size",
     "calibrate",
     "calibration_batches",
     "dense",
@@ -32,9 +36,11 @@ __all__ = [
     "gguf_metadata",
     "grid_study",
     "imatrix",
+    "kivi",
     "linears",
     "load",
     "map_linears",
+    "quantize_kv",
     "quantize_model",
     "save",
     "scale_channels",

@@ -2,8 +2,8 @@
 
 The prompt is padded to a power of two, so prompts of all lengths share a few compiled programs;
 what the padding wrote into the cache lies in the future of every query and is overwritten before it
-becomes the past. Greedy at temperature 0, else nucleus sampling (Holtzman et al. 2019, arXiv
-1904.09751). Not here: scoring (`evaluation`).
+becomes the past. A quantized cache (`kv`) is told how many tokens are real. Greedy at temperature
+0, else nucleus sampling (Holtzman et al. 2019, arXiv 1904.09751). Not here: scoring (`evaluation`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def generate_tokens(
     room = min(len(ids) + max_new_tokens, most)
     padded = np.zeros((1, min(bucket(len(ids)), most)), np.int32)
     padded[0, : len(ids)] = ids
-    hidden, caches = model.step(jnp.asarray(padded), jnp.int32(0), model.caches(1, bucket(room)))
+    caches, count = model.caches(1, bucket(room)), jnp.int32(len(ids))
+    hidden, caches = model.step(jnp.asarray(padded), jnp.int32(0), caches, count)
     last = jax.lax.dynamic_index_in_dim(hidden, len(ids) - 1, axis=1)  # the padding is behind it
     for position in range(len(ids), room):
         logits = model.logits(last)[0, 0]

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qlab.models.transformer import Cache, Embedding, Feed, Label, Linear, Transformer, attend
+from qlab.models.kv import KV
+from qlab.models.transformer import Embedding, Feed, Label, Linear, Transformer, over_time
 
 OFFSET = 2  # the table's first two rows belong to no position: fairseq kept them for padding
 EPS = 1e-5  # torch's default; a hub's config.json does not name it
@@ -82,19 +83,13 @@ class Attention(nnx.Module):
     ):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = q_proj, k_proj, v_proj, out_proj
         self.head_dim = head_dim
+        self.kv: KV | None = None  # set by `quantize_kv`
 
-    def __call__(self, x: jax.Array, start: jax.Array, cache: Cache | None):
+    def __call__(self, x: jax.Array, start: jax.Array, cache: Any, count: Any = None):
         batch, time, _ = x.shape
-        position = start + jnp.arange(time)
         split = (batch, time, -1, self.head_dim)
         q, k, v = (part(x).reshape(split) for part in (self.q_proj, self.k_proj, self.v_proj))
-        if cache is None:
-            seen = position
-        else:
-            cache = cache.write(k, v, start)
-            k, v = cache.keys, cache.values
-            seen = jnp.arange(k.shape[1])
-        y = attend(q, k, v, seen <= position[:, None], causal=cache is None)
+        y, cache = over_time(q, k, v, start, cache, self.kv, count)
         return self.out_proj(y.reshape(batch, time, -1)), cache
 
 
@@ -126,8 +121,8 @@ class Block(nnx.Module):
         self.self_attn_layer_norm, self.self_attn = self_attn_layer_norm, self_attn
         self.final_layer_norm, self.fc1, self.fc2 = final_layer_norm, fc1, fc2
 
-    def __call__(self, x: jax.Array, start: jax.Array, cache: Cache | None = None):
-        y, cache = self.self_attn(self.self_attn_layer_norm(x), start, cache)
+    def __call__(self, x: jax.Array, start: jax.Array, cache: Any = None, count: Any = None):
+        y, cache = self.self_attn(self.self_attn_layer_norm(x), start, cache, count)
         x = x + y
         return x + self.fc2(jax.nn.relu(self.fc1(self.final_layer_norm(x)))), cache
 

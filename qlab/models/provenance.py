@@ -38,8 +38,8 @@ ARITHMETIC = (
 
 
 def weights_hash(model: Any) -> str:
-    """sha256 over every array of a model (or any pytree) and its place in the tree; labels do not
-    matter.
+    """sha256 over every array of a model (or any pytree) and its place in the tree, and over how
+    it quantizes keys and values; labels do not matter.
 
     Example:
         >>> weights_hash(model) == weights_hash(model)   # doctest: +SKIP
@@ -51,7 +51,16 @@ def weights_hash(model: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode())
         digest.update(np.ascontiguousarray(x).view(np.uint8).data)
     digest.update(repr(getattr(model, "config", "")).encode())
+    if getattr(model, "kv", None) is not None:
+        digest.update(_kv_in_words(model.kv).encode())
     return digest.hexdigest()
+
+
+def _kv_in_words(recipe: Any) -> str:
+    """A KV recipe in words that are the same in every run."""
+    sides = (recipe.key_side, recipe.value_side)
+    specs = [None if side.spec is None else spec_to_json(side.spec) for side in sides]
+    return json.dumps([specs, [side.by for side in sides], recipe.window])
 
 
 def versions() -> dict[str, str]:

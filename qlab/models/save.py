@@ -8,6 +8,7 @@ from typing import Any
 
 from qlab.io import safetensors
 from qlab.models.export_gguf import to_gguf
+from qlab.models.kv import name_of
 from qlab.models.transformer import Transformer
 
 
@@ -43,6 +44,11 @@ def save(
         >>> qlab.save(model, "tiny.gguf", mixture="Q4_K_M")                 # doctest: +SKIP
         >>> qlab.load("tiny.gguf").notes                                    # doctest: +SKIP
     """
+    if model.kv is not None:
+        raise ValueError(
+            "a KV recipe is no part of a file: save qlab.quantize_kv(model, None), and give the "
+            f"loaded model {name_of(model.kv)!r} again"
+        )
     target = Path(path).expanduser()
     if target.suffix != ".gguf":
         for name, given in (("mixture", mixture), ("imatrix", imatrix)):

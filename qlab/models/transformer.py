@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qlab.activations import Act, act_matmul
+from qlab.models.kv import KV, KVCache, over_sequence
 from qlab.qtensor import QTensor, dequantize
 
 # Products of float32 stay float32 on every device; a GPU or TPU would otherwise round the operands
@@ -192,6 +193,42 @@ def attend(
     return y.reshape(batch, -1, time, d).transpose(0, 2, 1, 3)
 
 
+def over_time(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array,
+    cache: Any,
+    kv: KV | None,
+    count: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+    """What queries at positions `start …` read of their own and all earlier keys and values:
+    ((batch, time, heads, d), new cache).
+
+    Args:
+        q: (batch, time, heads, d).
+        k: (batch, time, kv_heads, d).
+        v: as `k`.
+        start: the first position.
+        cache: a Cache, a KVCache where there is a recipe, or None: the sequence begins here.
+        kv: how keys and values are quantized; None: they are not.
+        count: how many of the tokens are real; None: all. A float cache need not know.
+    """
+    time = q.shape[1]
+    if kv is not None:
+        if cache is None:
+            return over_sequence(q, k, v, kv), None
+        return cache.attend(q, k, v, start, time if count is None else count)
+    position = start + jnp.arange(time)
+    if cache is None:
+        seen = position
+    else:
+        cache = cache.write(k, v, start)
+        k, v = cache.keys, cache.values
+        seen = jnp.arange(k.shape[1])
+    return attend(q, k, v, seen <= position[:, None], causal=cache is None), cache
+
+
 class Attention(nnx.Module):
     """Causal attention; each of `kv_heads` keys serves heads / kv_heads queries (grouped-query
     attention).
@@ -202,21 +239,16 @@ class Attention(nnx.Module):
     ):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.head_dim, self.theta = config.head_dim, config.rope_theta
+        self.kv: KV | None = None  # set by `quantize_kv`
 
-    def __call__(self, x: jax.Array, start: jax.Array, cache: Cache | None):
+    def __call__(self, x: jax.Array, start: jax.Array, cache: Any, count: Any = None):
         batch, time, _ = x.shape
         position = start + jnp.arange(time)
         split = (batch, time, -1, self.head_dim)
         q = rotate(self.q_proj(x).reshape(split), position, self.theta)
         k = rotate(self.k_proj(x).reshape(split), position, self.theta)
         v = self.v_proj(x).reshape(split)
-        if cache is None:
-            seen = position
-        else:
-            cache = cache.write(k, v, start)
-            k, v = cache.keys, cache.values
-            seen = jnp.arange(k.shape[1])
-        y = attend(q, k, v, seen <= position[:, None], causal=cache is None)
+        y, cache = over_time(q, k, v, start, cache, self.kv, count)
         return self.o_proj(y.reshape(batch, time, -1)), cache
 
 
@@ -277,15 +309,15 @@ class Block(nnx.Module):
         self.input_layernorm, self.self_attn = input_layernorm, self_attn
         self.post_attention_layernorm, self.mlp = post_attention_layernorm, mlp
 
-    def __call__(self, x: jax.Array, start: jax.Array, cache: Cache | None = None):
-        y, cache = self.self_attn(self.input_layernorm(x), start, cache)
+    def __call__(self, x: jax.Array, start: jax.Array, cache: Any = None, count: Any = None):
+        y, cache = self.self_attn(self.input_layernorm(x), start, cache, count)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), cache
 
 
 # All layers of a model have one structure, so they share this one compiled program: compile time
 # does not grow with depth.
-_run = jax.jit(lambda block, x, start, cache: block(x, start, cache))
+_run = jax.jit(lambda block, x, start, cache, count=None: block(x, start, cache, count))
 _read_out = jax.jit(lambda head, hidden: head(hidden))
 
 
@@ -342,19 +374,26 @@ class Transformer(nnx.Module):
         """Scores of every token of the vocabulary, (..., vocab) float32."""
         return _read_out(self.lm_head or Linear(self.embed_tokens.weight), hidden)
 
-    def step(self, tokens: jax.Array, start: jax.Array, caches: list[Cache]):
+    def step(self, tokens: jax.Array, start: jax.Array, caches: list[Any], count: Any = None):
         """Run `tokens` (batch, time) at positions `start …` against the caches: (hidden states,
-        new caches).
+        new caches). The first `count` tokens are real, the others pad; None: all are.
         """
         x, new = self.embed(tokens, start), []
         for block, cache in zip(self.layers, caches, strict=True):
-            x, cache = _run(block, x, start, cache)
+            x, cache = _run(block, x, start, cache, count)
             new.append(cache)
         return self.norm(x), new
 
-    def caches(self, batch: int, length: int) -> list[Cache]:
+    @property
+    def kv(self) -> KV | None:
+        """How keys and values are quantized (`quantize_kv`); None: they are float."""
+        return self.layers[0].self_attn.kv if len(self.layers) else None
+
+    def caches(self, batch: int, length: int) -> list[Any]:
         """Empty caches for `length` positions, one a layer."""
         shape = (batch, length, self.config.num_key_value_heads, self.config.head_dim)
+        if self.kv is not None:
+            return [KVCache.empty(self.kv, *shape) for _ in self.layers]
         return [Cache(jnp.zeros(shape), jnp.zeros(shape)) for _ in self.layers]
 
     @property

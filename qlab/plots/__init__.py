@@ -7,6 +7,7 @@ when the first picture is drawn.
 
 from qlab.plots.bars import paired_bars
 from qlab.plots.grids import grid_study, weights_on_grid
+from qlab.plots.kv import kv_channels, kv_losses
 from qlab.plots.layers import layer_losses
 from qlab.plots.quality import continuations, size_quality
 from qlab.plots.style import COLOURS, png, save
@@ -16,6 +17,8 @@ __all__ = [
     "COLOURS",
     "continuations",
     "grid_study",
+    "kv_channels",
+    "kv_losses",
     "layer_losses",
     "paired_bars",
     "png",
