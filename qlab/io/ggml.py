@@ -278,7 +278,7 @@ def _bytes_of(type: str) -> Callable[[Parts], jax.Array]:
         parts = jax.lax.optimization_barrier(parts)
         blocks = parts.codes.size // layout.size
         fields = _fields(jax.tree.map(lambda a: a.reshape(blocks, -1), parts), layout)
-        ordered = (fields[name] for name in layout.block.names or ())
+        ordered = (jax.lax.optimization_barrier(fields[name]) for name in layout.block.names or ())
         raw = (jax.lax.bitcast_convert_type(a, jnp.uint8).reshape(blocks, -1) for a in ordered)
         return jnp.concatenate([*raw], axis=1)
 

@@ -38,7 +38,7 @@ from qlab.stats import Stats
 FLOOR = 1e-6  # of the mean importance; what is below is raised to it
 _NAMES = {SPECS[name]: name for name in ENCODERS}
 _CHUNK = 1 << 16  # weights that one compiled call encodes: their arrays stay in cache
-_LONG_CHUNK = 1 << 19  # the same without a search: one pass, over before 16 calls have begun
+_LONG_CHUNK = 1 << 18  # the same without a search: one pass, over before 16 calls have begun
 
 
 def floored(importance: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,7 +99,11 @@ def encoded(
     """`kquants`, its blocks still taken apart: `Parts` whose first axis is the blocks.
 
     Args:
-        w, stats, spec, importance, saturate: as `kquants`; weights may be numpy's.
+        w: (out, in) floating point, of numpy or jax.
+        stats: as for `kquants`.
+        spec: as for `kquants`.
+        importance: as for `kquants`.
+        saturate: as for `kquants`.
         then: takes the Parts of some blocks and is compiled into the same program; the result is
             what it gives, an array or more whose first axis goes along the blocks.
 
@@ -124,7 +128,7 @@ def encoded(
     if importance is not None:
         importance, facts["floored"] = floored(_importance(importance, w.shape[1]))
     importance = importance if ENCODERS[name].weighs else None
-    limit = jnp.float32(FLOAT16_MAX if saturate else jnp.inf)
+    limit = np.float32(FLOAT16_MAX if saturate else np.inf)
     return _encoded(w, importance, limit, name, then), facts
 
 
@@ -137,7 +141,8 @@ def _checked(w: Any, name: str) -> Any:
     require(w.size > 0, f"a tensor of shape {w.shape} holds no weights")
     size = ENCODERS[name].size
     require(w.shape[1] % size == 0, f"{w.shape[1]} columns are no multiple of {name}'s {size}")
-    w = w.astype(np.float32)
+    if w.dtype != np.float32:
+        w = w.astype(np.float32)
     if not isinstance(w, Tracer) and not np.isfinite(w).all():
         nan, inf = int(np.isnan(w).sum()), int(np.isinf(w).sum())
         require(False, f"weights of shape {w.shape} hold {nan} NaN and {inf} Inf")
@@ -165,7 +170,7 @@ def _encoded(
     nothing; traced ones through `lax.map`.
     """
     encoder = ENCODERS[name]
-    searches = importance is not None or encoder.searches
+    searches = importance is not None or encoder.search
     blocks, size = w.size // encoder.size, (_CHUNK if searches else _LONG_CHUNK) // encoder.size
     weighs_row = encoder.row and importance is not None
     row = _mean_square_of_rows(w) if weighs_row else None
@@ -177,13 +182,10 @@ def _encoded(
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:blocks], parts)
     # numpy cuts the chunks: nothing to compile
     given = [None if a is None else np.asarray(a) for a in (w, importance, row)]
-    done = []
-    for start in range(0, blocks, size):
-        (at,) = _numbers(start, start + size, blocks, size)
-        parts = _chunk(given[0], given[1], given[2], at, limit, name, then)
-        left = min(blocks - start, size)
-        done.append(jax.tree.map(lambda a, n=left: np.asarray(a)[: len(a) * n // size], parts))
-    return jax.tree.map(lambda *a: np.concatenate(a), *done)
+    chunks = _numbers(0, -(-blocks // size) * size, blocks, size)
+    done = [_chunk(given[0], given[1], given[2], at, limit, name, then) for at in chunks]
+    joined = jax.tree.map(lambda *a: np.concatenate(a), *done)  # only now waits for the first
+    return jax.tree.map(lambda a: a[: len(a) * blocks // chunks.size], joined)
 
 
 def _numbers(start: int, stop: int, blocks: int, size: int) -> np.ndarray:

@@ -370,26 +370,22 @@ def _iq4_xs(x: jax.Array, extra: Extra) -> Parts:
 
 class Encoder(NamedTuple):
     """How many weights a column of `run` holds; whether importance reaches it, and through the mean
-    square of the whole row.
+    square of the whole row; whether several codes are tried also where no importance is given.
     """
 
     size: int
     run: Callable[[jax.Array, Extra], Parts]
     weighs: bool = True
     row: bool = False
-
-    @property
-    def searches(self) -> bool:
-        """Without importance, too."""
-        return self.weighs and not self.row
+    search: bool = True
 
 
 ENCODERS: dict[str, Encoder] = {
-    "q4_0": Encoder(32, partial(_symmetric, n=8), row=True),
-    "q4_1": Encoder(32, partial(_affine, n=15), row=True),
-    "q5_0": Encoder(32, partial(_symmetric, n=16), row=True),
-    "q5_1": Encoder(32, partial(_affine, n=31), row=True),
-    "q8_0": Encoder(32, _q8_0, weighs=False),
+    "q4_0": Encoder(32, partial(_symmetric, n=8), row=True, search=False),
+    "q4_1": Encoder(32, partial(_affine, n=15), row=True, search=False),
+    "q5_0": Encoder(32, partial(_symmetric, n=16), row=True, search=False),
+    "q5_1": Encoder(32, partial(_affine, n=31), row=True, search=False),
+    "q8_0": Encoder(32, _q8_0, weighs=False, search=False),
     "q2_k": Encoder(256, partial(_k_with_minima, kind=_Affine(16, 3, 15, (-0.5, 0.1, 15)))),
     "q3_k": Encoder(256, _q3_k),
     "q4_k": Encoder(256, partial(_k_with_minima, kind=_Affine(32, 15, 63, (-1.0, 0.1, 20)))),
@@ -399,6 +395,6 @@ ENCODERS: dict[str, Encoder] = {
     "iq4_xs": Encoder(256, _iq4_xs),
     "mxfp4": Encoder(32, _mxfp4, weighs=False),
     "nvfp4_ggml": Encoder(16, _nvfp4, weighs=False),
-    "tq1_0": Encoder(256, _ternary, weighs=False),
-    "tq2_0": Encoder(256, _ternary, weighs=False),
+    "tq1_0": Encoder(256, _ternary, weighs=False, search=False),
+    "tq2_0": Encoder(256, _ternary, weighs=False, search=False),
 }
