@@ -268,8 +268,8 @@ def encode(w: Any, type: str, importance: Any = None) -> np.ndarray:
 
 @functools.cache
 def _bytes_of(type: str) -> Callable[[Parts], jax.Array]:
-    """What `from_qtensor` does, for `encoded` to compile into its own program: codes become bytes
-    while they are in cache. One function a type, so that it compiles once.
+    """What `from_qtensor` does, for `encoded` to do at once: codes become bytes while they are in
+    cache. One function a type, so that it compiles once.
     """
     layout = LAYOUTS[type]
 
@@ -282,7 +282,7 @@ def _bytes_of(type: str) -> Callable[[Parts], jax.Array]:
         raw = (jax.lax.bitcast_convert_type(a, jnp.uint8).reshape(blocks, -1) for a in ordered)
         return jnp.concatenate([*raw], axis=1)
 
-    return write
+    return jax.jit(write)
 
 
 def _float_bytes(w: np.ndarray, type: str) -> np.ndarray:

@@ -8,8 +8,6 @@ The codebook types IQ1_* to IQ3_* have a size only. Not here: what the codes sta
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 from typing import Any
 
 import numpy as np
@@ -57,6 +55,9 @@ class Slices:
 
     def read(self, blocks: np.ndarray) -> np.ndarray:
         """(blocks, elements) uint8, in place of the code."""
+        if self.run == self.bits == 1 and not self.flip:
+            bits = np.unpackbits(blocks[self.field], axis=-1, bitorder="little")
+            return np.left_shift(bits, np.uint8(self.shift), out=bits)
         raw = blocks[self.field].reshape(len(blocks), -1, self.run)
         places, mask = self._places(), np.uint8((1 << self.bits) - 1)
         out = np.empty((len(blocks), raw.shape[1], len(places), self.run), np.uint8)

@@ -104,15 +104,16 @@ def encoded(
         spec: as for `kquants`.
         importance: as for `kquants`.
         saturate: as for `kquants`.
-        then: takes the Parts of some blocks and is compiled into the same program; the result is
-            what it gives, an array or more whose first axis goes along the blocks.
+        then: jitted; takes the Parts of some blocks, and where nothing is searched is compiled into
+            the same program. The result is what it gives: arrays whose first axis goes along the
+            blocks.
 
     Returns:
         Parts, or what `then` makes of them: arrays of numpy, of traced weights jax's; the facts.
 
     Example:
         >>> w = np.ones((2, 64), np.float32)
-        >>> encoded(w, None, SPECS["q8_0"], then=lambda parts: parts.d)[0].shape
+        >>> encoded(w, None, SPECS["q8_0"], then=jax.jit(lambda parts: parts.d))[0].shape
         (4,)
     """
     if not kquants.supports(spec):
@@ -210,7 +211,11 @@ def _chunk(
         row = row[at // per_row]
     x = w.reshape(-1, size)
     whole = isinstance(at, np.ndarray) and at[-1] - at[0] == len(at) - 1  # a slice copies nothing
-    return _run(x[at[0] : at[-1] + 1] if whole else x[at], importance, row, limit, name, then)
+    x = x[at[0] : at[-1] + 1] if whole else x[at]
+    if then is None or not (importance is not None or ENCODERS[name].search):
+        return _run(x, importance, row, limit, name, then)
+    # A program of its own: in one with `then` XLA lays a search out for it, twice as slow.
+    return then(_run(x, importance, row, limit, name))
 
 
 @partial(jax.jit, static_argnames=("name", "then"))
