@@ -199,7 +199,7 @@ def from_qtensor(q: QTensor, type: str) -> np.ndarray:
     if q.perm is not None or q.channel_scale is not None:
         raise ValueError(f"{type} has no place for a column order or channel scales")
     blocks = np.empty(q.codes.size // layout.size, layout.block)
-    flat = lambda a: None if a is None else np.asarray(a).reshape(len(blocks), -1)  # noqa: E731
+    flat: Any = lambda a: None if a is None else np.asarray(a).reshape(len(blocks), -1)  # noqa: E731
     (d, scales), (m, minima) = (_taken(ranges) for ranges in (q.scale, q.offset))
     parts = Parts(*map(flat, (q.codes, d, m, scales, minima)))
     for field, values in _fields(parts, layout).items():
@@ -223,7 +223,7 @@ def _fields(parts: Parts, layout: Layout) -> dict[str, Any]:
             for field, part in place.write(codes).items():
                 fields[field] = fields[field] | part if field in fields else part
     for field, numbers in (layout.d, parts.d), (layout.m, parts.m):
-        if field is not None:
+        if field is not None and numbers is not None:
             fields[field] = -numbers if field == "dmin" else numbers
     return fields
 

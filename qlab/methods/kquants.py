@@ -163,7 +163,7 @@ def _importance(values: jax.Array, columns: int) -> jax.Array:
 
 
 def _encoded(
-    w: Any, importance: jax.Array | None, limit: jax.Array, name: str, then: Callable | None = None
+    w: Any, importance: jax.Array | None, limit: Any, name: str, then: Callable | None = None
 ) -> Any:
     """Parts whose first axis is the blocks, or what `then` makes of them.
 
@@ -200,7 +200,7 @@ def _mean_square_of_rows(w: jax.Array) -> jax.Array:
 
 
 def _chunk(
-    w: Any, importance: Any, row: Any, at: Any, limit: jax.Array, name: str, then: Callable | None
+    w: Any, importance: Any, row: Any, at: Any, limit: Any, name: str, then: Callable | None
 ) -> Any:
     """The blocks numbered `at`, of arrays of numpy or jax."""
     size = ENCODERS[name].size
