@@ -214,7 +214,7 @@ def _chunk(
     x = x[at[0] : at[-1] + 1] if whole else x[at]
     if then is None or not (importance is not None or ENCODERS[name].search):
         return _run(x, importance, row, limit, name, then)
-    # A program of its own: in one with `then` XLA lays a search out for it, twice as slow.
+    # A program of its own: in one with `then` Q3_K's search takes over 1.5 times as long.
     return then(_run(x, importance, row, limit, name))
 
 
