@@ -15,8 +15,8 @@ import pytest
 import qlab
 from qlab.io import ggml, gguf
 from qlab.methods.kquants import floored, kquants
-from qlab.methods.kquants_blocks import ENCODERS, floor_log2
-from qlab.methods.kquants_search import make_qkx, make_qp, make_qx, nearest_int
+from qlab.methods.kquants_blocks import ENCODERS, _furthest, _low_and_high, floor_log2
+from qlab.methods.kquants_search import ends, make_qkx, make_qp, make_qx, nearest_int
 from qlab.specs import SPECS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -329,3 +329,12 @@ def test_a_million_weights_against_the_peers_library(name):
             numbers = library.dequantize(raw, name, ggml.BLOCKS[name][0])
             mine = gguf.decode(raw, name)
             np.testing.assert_array_equal(mine.view(np.uint32), numbers.view(np.uint32))
+
+
+@pytest.mark.parametrize("values", [(-2, -1, -0.0, 0, 1, 2), (0.0, -0.0, 3), (-0.0, 0.0, -3), (0,)])
+def test_ends_by_reductions_are_those_of_the_loop(values):
+    x = jnp.asarray(np.random.default_rng(0).choice(values, (32, 500)).astype(np.float32))
+    low, high, far = (np.asarray(a).view(np.uint32) for a in ends(x))  # bits: 0 is not −0
+    np.testing.assert_array_equal(np.asarray(_furthest(x)).view(np.uint32), far)
+    for ours, expected in zip(_low_and_high(x), (low, high), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours).view(np.uint32), expected)

@@ -9,6 +9,7 @@ of the package gguf. Not here: where the bytes lie (`io.ggml_layouts`), files (`
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 
 from qlab.formats import E8M0, FP4, TERNARY, TERNARY2, UE4M3, Format
 from qlab.io.ggml_layouts import LAYOUTS, Layout, Place
-from qlab.methods.kquants import kquants
+from qlab.methods.kquants import encoded
+from qlab.methods.kquants_blocks import Parts
 from qlab.qtensor import QTensor, Spec
 from qlab.specs import SPECS, name_of
 from qlab.suggest import near
@@ -196,21 +198,34 @@ def from_qtensor(q: QTensor, type: str) -> np.ndarray:
         raise ValueError(f"{type} holds rows of {layout.size} codes, not a QTensor of {q.shape}")
     if q.perm is not None or q.channel_scale is not None:
         raise ValueError(f"{type} has no place for a column order or channel scales")
-    blocks = np.zeros(q.codes.size // layout.size, layout.block)
-    _write(blocks, layout.codes, q.codes)
-    _store(blocks, layout.scales, layout.d, q.scale)
-    _store(blocks, layout.minima, layout.m, q.offset)
+    blocks = np.empty(q.codes.size // layout.size, layout.block)
+    flat: Any = lambda a: None if a is None else np.asarray(a).reshape(len(blocks), -1)  # noqa: E731
+    (d, scales), (m, minima) = (_taken(ranges) for ranges in (q.scale, q.offset))
+    parts = Parts(*map(flat, (q.codes, d, m, scales, minima)))
+    for field, values in _fields(parts, layout).items():
+        blocks[field] = values.reshape(blocks[field].shape)
     return blocks.view(np.uint8).reshape(len(q.codes), -1)
 
 
-def _store(blocks: np.ndarray, places: tuple[Place, ...], field: str | None, ranges: Any) -> None:
-    """The reverse of `_nested`, into the struct; dmin is stored without its sign."""
-    if isinstance(ranges, QTensor):
-        _write(blocks, places, ranges.codes)
-        ranges = ranges.scale
-    if field is not None:
-        d = np.asarray(ranges).reshape(-1)
-        blocks[field] = -d if field == "dmin" else d
+def _taken(ranges: Any) -> tuple[Any, Any]:
+    """Numbers and codes of stored scales or minima: the reverse of `_nested`."""
+    return (ranges.scale, ranges.codes) if isinstance(ranges, QTensor) else (ranges, None)
+
+
+def _fields(parts: Parts, layout: Layout) -> dict[str, Any]:
+    """The fields of the struct, (blocks, …), from parts of numpy or of jax whose first axis is the
+    blocks; dmin is stored without its sign.
+    """
+    fields: dict[str, Any] = {}
+    stored = (layout.codes, parts.codes), (layout.scales, parts.scales)
+    for places, codes in (*stored, (layout.minima, parts.minima)):
+        for place in places:
+            for field, part in place.write(codes).items():
+                fields[field] = fields[field] | part if field in fields else part
+    for field, numbers in (layout.d, parts.d), (layout.m, parts.m):
+        if field is not None and numbers is not None:
+            fields[field] = -numbers if field == "dmin" else numbers
+    return fields
 
 
 def encode(w: Any, type: str, importance: Any = None) -> np.ndarray:
@@ -246,8 +261,28 @@ def encode(w: Any, type: str, importance: Any = None) -> np.ndarray:
     w = np.ascontiguousarray(w, np.float32)
     if type in FLOATS:
         return _float_bytes(w, type).view(np.uint8).reshape(len(w), -1)
-    q = kquants(jnp.asarray(w), None, TYPE_SPECS[type], importance=importance, saturate=False)
-    return from_qtensor(q, type)
+    then = _bytes_of(type)
+    blocks, _ = encoded(w, None, TYPE_SPECS[type], importance, saturate=False, then=then)
+    return blocks.reshape(len(w), -1)
+
+
+@functools.cache
+def _bytes_of(type: str) -> Callable[[Parts], jax.Array]:
+    """What `from_qtensor` does, for `encoded` to do at once: codes become bytes while they are in
+    cache. One function a type, so that it compiles once.
+    """
+    layout = LAYOUTS[type]
+
+    def write(parts: Parts) -> jax.Array:
+        # Else XLA works every code out again for each byte that it is part of.
+        parts = jax.lax.optimization_barrier(parts)
+        blocks = parts.codes.size // layout.size
+        fields = _fields(jax.tree.map(lambda a: a.reshape(blocks, -1), parts), layout)
+        ordered = (jax.lax.optimization_barrier(fields[name]) for name in layout.block.names or ())
+        raw = (jax.lax.bitcast_convert_type(a, jnp.uint8).reshape(blocks, -1) for a in ordered)
+        return jnp.concatenate([*raw], axis=1)
+
+    return jax.jit(write)
 
 
 def _float_bytes(w: np.ndarray, type: str) -> np.ndarray:
@@ -276,8 +311,3 @@ def _blocks(raw: np.ndarray, type: str) -> np.ndarray:
 def _read(blocks: np.ndarray, places: tuple[Place, ...]) -> np.ndarray:
     """Codes, (blocks, elements) uint8: the bits of every place together."""
     return functools.reduce(np.bitwise_or, (place.read(blocks) for place in places))
-
-
-def _write(blocks: np.ndarray, places: tuple[Place, ...], codes: Any) -> None:
-    for place in places:
-        place.write(blocks, np.asarray(codes).reshape(len(blocks), -1))

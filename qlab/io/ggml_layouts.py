@@ -8,6 +8,7 @@ The codebook types IQ1_* to IQ3_* have a size only. Not here: what the codes sta
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,11 @@ import numpy as np
 #     low nibble    x[0]   x[1]   …  x[31]    x[64]  …
 #
 # A run of 1 puts neighbours side by side in one byte: bit i of Q5_0's qh belongs to weight i.
+
+
+def _namespace(x: Any) -> Any:
+    """numpy or jax.numpy, whichever the array is of."""
+    return x.__array_namespace__()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,9 @@ class Slices:
 
     def read(self, blocks: np.ndarray) -> np.ndarray:
         """(blocks, elements) uint8, in place of the code."""
+        if self.run == self.bits == 1 and not self.flip:
+            bits = np.unpackbits(blocks[self.field], axis=-1, bitorder="little")
+            return np.left_shift(bits, np.uint8(self.shift), out=bits)
         raw = blocks[self.field].reshape(len(blocks), -1, self.run)
         places, mask = self._places(), np.uint8((1 << self.bits) - 1)
         out = np.empty((len(blocks), raw.shape[1], len(places), self.run), np.uint8)
@@ -60,16 +69,13 @@ class Slices:
             out ^= np.uint8(self.flip)
         return out.reshape(len(blocks), -1)
 
-    def write(self, blocks: np.ndarray, codes: np.ndarray) -> None:
-        """The reverse, into bytes of zeros."""
-        places, mask = self._places(), np.uint8((1 << self.bits) - 1)
-        slots = codes.reshape(len(blocks), -1, len(places), self.run)
-        field = blocks[self.field].reshape(len(blocks), -1, self.run)
-        for i, place in enumerate(places):
-            part = slots[:, :, i] ^ np.uint8(self.flip) if self.flip else slots[:, :, i]
-            part = part >> np.uint8(self.shift) & mask
-            field |= part << np.uint8(place)
-        blocks[self.field] = field.reshape(len(blocks), -1)
+    def write(self, codes: Any) -> dict[str, Any]:
+        """The reverse, of an array of numpy or jax: bits of other slices stay 0."""
+        places = np.array(self._places(), np.uint8)[:, None]
+        slots = codes.reshape(len(codes), -1, len(places), self.run)
+        slices = (slots ^ self.flip) >> self.shift & (1 << self.bits) - 1
+        field = (slices << places).sum(axis=2, dtype=np.uint8)  # no bit twice: a sum is an or
+        return {self.field: field.reshape(len(codes), -1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +96,11 @@ class SixBits:
         low = raw[:, 8:] >> np.uint8(4 * self.part) & 15
         return np.concatenate([own & 63, low | own >> 6 << 4], axis=1)
 
-    def write(self, blocks: np.ndarray, codes: np.ndarray) -> None:
-        raw = blocks[self.field]
-        raw[:, 4 * self.part : 4 * self.part + 4] = codes[:, :4] | codes[:, 4:] >> 4 << 6
-        raw[:, 8:] |= (codes[:, 4:] & 15) << np.uint8(4 * self.part)
+    def write(self, codes: Any) -> dict[str, Any]:
+        own = codes[:, :4] | codes[:, 4:] >> 4 << 6
+        low = (codes[:, 4:] & 15) << 4 * self.part
+        both = [0 * own, own] if self.part else [own, 0 * own]
+        return {self.field: _namespace(codes).concat([*both, low], axis=1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +122,15 @@ class Trits:
             found.append(top.astype(np.uint8).reshape(len(blocks), -1))
         return np.concatenate(found, axis=1)
 
-    def write(self, blocks: np.ndarray, codes: np.ndarray) -> None:
-        at = 0
-        for field, start, count, trits in self.parts:
-            part = codes[:, at : at + count * trits].reshape(len(blocks), trits, count)
+    def write(self, codes: Any) -> dict[str, Any]:
+        at, found = 0, {}
+        for field, _, count, trits in self.parts:
+            part = codes[:, at : at + count * trits].reshape(len(codes), trits, count)
             powers = 3 ** np.arange(4, 4 - trits, -1, dtype=np.uint16)[:, None]
-            number = (part * powers).sum(axis=1, dtype=np.uint16)
-            blocks[field][:, start : start + count] = (number * 256 + 242) // 243
+            number = (part.astype(np.uint16) * powers).sum(axis=1, dtype=np.uint16)
+            found.setdefault(field, []).append(((number * 256 + 242) // 243).astype(np.uint8))
             at += count * trits
+        return {f: _namespace(codes).concat(parts, axis=1) for f, parts in found.items()}
 
 
 Place = Slices | SixBits | Trits

@@ -30,7 +30,6 @@ from qlab.methods.kquants_search import (
     make_qx,
     nearest_int,
     nearest_level,
-    round_away,
     sum_in_order,
 )
 
@@ -85,9 +84,55 @@ def _bytes(x: jax.Array) -> jax.Array:
     return x.astype(jnp.uint8)
 
 
+def _whole(x: jax.Array) -> jax.Array:
+    """int32 towards zero."""
+    return x.astype(jnp.int32)
+
+
+def _whole_away(x: jax.Array) -> jax.Array:
+    """int32, halves away from zero, for |x| < 2²²: with the number below 0.5, which added to one
+    below a half does not reach 1, and added to a half is rounded up to it.
+    """
+    return _whole(x + jnp.where(x < 0, -0.49999997, 0.49999997))
+
+
 def _weights(x: jax.Array, importance: jax.Array, variance: jax.Array) -> jax.Array:
     """importance · √(σ² + x²): large weights count more, but small ones too."""
     return multiply(importance, jnp.sqrt(variance + multiply(x, x)))
+
+
+# ---- ends of a block -----------------------------------------------------------------------------
+# What kquants_search.ends finds, for finite x, by reductions. Where nothing is searched finding the
+# ends is half the work, and a reduction runs along the rows that hold the blocks in memory with
+# vector instructions, where a loop over elements first has to turn rows into columns. Of
+# floats: the maximum of int32 takes three times as long.
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """max |x|."""
+    return jnp.max(jnp.abs(x), axis=0)
+
+
+def _furthest(x: jax.Array) -> jax.Array:
+    """The number of largest magnitude with its sign; of x and −x the first."""
+
+    def first_of_equals() -> jax.Array:
+        order = jnp.arange(len(x), dtype=_F32)[:, None]
+        order = jnp.where(x < 0, 2 * order + 1, 2 * order)  # odd: negative
+        first = jnp.min(jnp.where(jnp.abs(x) == largest, order, 2.0 * len(x)), axis=0)
+        return jnp.where(first % 2 == 1, -largest, largest)
+
+    high, low = jnp.max(x, axis=0), jnp.min(x, axis=0)
+    largest = jnp.maximum(high, -low)
+    one_sided = lambda: jnp.where(high > -low, high, low)  # noqa: E731
+    return jax.lax.cond((high == -low).any(), first_of_equals, one_sided)
+
+
+def _low_and_high(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """min and max; of 0 and −0 the first, whose sign reaches the file."""
+    low, high = jnp.min(x, axis=0), jnp.max(x, axis=0)
+    zero = ((low == 0) | (high == 0)).any()
+    return jax.lax.cond(zero, lambda: ends(x)[:2], lambda: (low, high))
 
 
 # ---- blocks of 32 --------------------------------------------------------------------------------
@@ -98,9 +143,9 @@ def _symmetric(x: jax.Array, extra: Extra, *, n: int) -> Parts:
     if extra.importance is not None and extra.row is not None:
         d, codes = make_qx(x, _weights(x, extra.importance, extra.row), n, extra.tell)
         return Parts(_bytes(codes), half(d, extra.limit))
-    d = divide(ends(x)[2], float(-n))
-    q = jnp.trunc(multiply(x, inverse(d)) + (n + 0.5))
-    return Parts(_bytes(jnp.minimum(q, 2.0 * n - 1)), half(d, extra.limit))
+    d = divide(_furthest(x), float(-n))
+    q = _whole(multiply(x, inverse(d)) + (n + 0.5))
+    return Parts(_bytes(jnp.minimum(q, 2 * n - 1)), half(d, extra.limit))
 
 
 def _affine(x: jax.Array, extra: Extra, *, n: int) -> Parts:
@@ -109,22 +154,22 @@ def _affine(x: jax.Array, extra: Extra, *, n: int) -> Parts:
         weights = _weights(x, extra.importance, extra.row)
         d, minimum, codes = make_qkx(x, weights, n, _WITH_IMPORTANCE, tell=extra.tell)
         return Parts(_bytes(codes), half(d, extra.limit), half(-minimum, extra.limit))
-    low, high, _ = ends(x)
+    low, high = _low_and_high(x)
     d = divide(high - low, float(n))
-    q = jnp.minimum(jnp.trunc(multiply(x - low, inverse(d)) + 0.5), float(n))
+    q = jnp.minimum(_whole(multiply(x - low, inverse(d)) + 0.5), n)
     return Parts(_bytes(q), half(d, extra.limit), half(low, extra.limit))
 
 
 def _q8_0(x: jax.Array, extra: Extra) -> Parts:
     """x = d·q, d = max|x| / 127, halves away from zero."""
-    d = divide(jnp.abs(ends(x)[2]), 127.0)
-    return Parts(_bytes(round_away(multiply(x, inverse(d))) + 128), half(d, extra.limit))
+    d = divide(_largest(x), 127.0)
+    return Parts(_bytes(_whole_away(multiply(x, inverse(d))) + 128), half(d, extra.limit))
 
 
 def _ternary(x: jax.Array, extra: Extra) -> Parts:
     """TQ1_0 and TQ2_0: d = max|x|, and a weight is −d, 0 or d."""
-    d = jnp.abs(ends(x)[2])
-    return Parts(_bytes(round_away(multiply(x, inverse(d))) + 1), half(d, extra.limit))
+    d = _largest(x)
+    return Parts(_bytes(_whole_away(multiply(x, inverse(d))) + 1), half(d, extra.limit))
 
 
 def _iq4_nl(x: jax.Array, extra: Extra) -> Parts:
@@ -187,7 +232,7 @@ def _mxfp4(x: jax.Array, extra: Extra) -> Parts:
 
     A block below 2⁻¹²⁵ gets e = 0; C's cast of a negative number to a byte means nothing there.
     """
-    far = jnp.abs(ends(x)[2])
+    far = _largest(x)
     e = jnp.where(far > 0, jnp.clip(floor_log2(far) + 125, 0, 254), 0)
     # 2^(e − 127) as a product: where it is subnormal the codes are those of zeros.
     d = jax.lax.bitcast_convert_type(e << 23, _F32)
@@ -196,7 +241,7 @@ def _mxfp4(x: jax.Array, extra: Extra) -> Parts:
 
 def _nvfp4(x: jax.Array, extra: Extra) -> Parts:
     """x = s·FP4[q]: 16 weights, s = max|x| / 6 in UE4M3, halves up; 248 and more become 448."""
-    d = divide(jnp.abs(ends(x)[2]), 6.0)
+    d = divide(_largest(x), 6.0)
     capped = jnp.minimum(d, 448.0)
     small = jnp.minimum(jnp.trunc(multiply(capped, jnp.float32(512.0)) + 0.5), 7.0)
     # Seven bits from exponent and mantissa; a carry out of the mantissa raises the exponent.
@@ -325,21 +370,22 @@ def _iq4_xs(x: jax.Array, extra: Extra) -> Parts:
 
 class Encoder(NamedTuple):
     """How many weights a column of `run` holds; whether importance reaches it, and through the mean
-    square of the whole row.
+    square of the whole row; whether several codes are tried also where no importance is given.
     """
 
     size: int
     run: Callable[[jax.Array, Extra], Parts]
     weighs: bool = True
     row: bool = False
+    search: bool = True
 
 
 ENCODERS: dict[str, Encoder] = {
-    "q4_0": Encoder(32, partial(_symmetric, n=8), row=True),
-    "q4_1": Encoder(32, partial(_affine, n=15), row=True),
-    "q5_0": Encoder(32, partial(_symmetric, n=16), row=True),
-    "q5_1": Encoder(32, partial(_affine, n=31), row=True),
-    "q8_0": Encoder(32, _q8_0, weighs=False),
+    "q4_0": Encoder(32, partial(_symmetric, n=8), row=True, search=False),
+    "q4_1": Encoder(32, partial(_affine, n=15), row=True, search=False),
+    "q5_0": Encoder(32, partial(_symmetric, n=16), row=True, search=False),
+    "q5_1": Encoder(32, partial(_affine, n=31), row=True, search=False),
+    "q8_0": Encoder(32, _q8_0, weighs=False, search=False),
     "q2_k": Encoder(256, partial(_k_with_minima, kind=_Affine(16, 3, 15, (-0.5, 0.1, 15)))),
     "q3_k": Encoder(256, _q3_k),
     "q4_k": Encoder(256, partial(_k_with_minima, kind=_Affine(32, 15, 63, (-1.0, 0.1, 20)))),
@@ -349,6 +395,6 @@ ENCODERS: dict[str, Encoder] = {
     "iq4_xs": Encoder(256, _iq4_xs),
     "mxfp4": Encoder(32, _mxfp4, weighs=False),
     "nvfp4_ggml": Encoder(16, _nvfp4, weighs=False),
-    "tq1_0": Encoder(256, _ternary, weighs=False),
-    "tq2_0": Encoder(256, _ternary, weighs=False),
+    "tq1_0": Encoder(256, _ternary, weighs=False, search=False),
+    "tq2_0": Encoder(256, _ternary, weighs=False, search=False),
 }
