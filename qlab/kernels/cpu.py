@@ -33,20 +33,18 @@ CHOICES: dict[tuple, str] = {}  # shape class -> the name of its formulation
 
 def halves(x: jax.Array, p: Packed) -> jax.Array:
     """Even and odd inputs apart, as their nibbles lie: two products, and no byte is moved."""
-    assert p.nibbles
-    low = jax.lax.bitcast_convert_type(p.codes << 4, jnp.int8)
-    high = p.codes & 0xF0  # a byte of the low nibble only: the same unpacking serves both
-    even, odd = (p.replace(codes=_bytes(c), group=p.group // 2) for c in (low, high))
-    y = sum(
-        reference.product(x[:, first::2], weights(half).astype(x.dtype))
-        for first, half in ((0, even), (1, odd))
-    )
-    return y.astype(x.dtype)
+    low, high = (p.codes << 4, p.codes)
+    y = [
+        reference.product(x[:, first::2], weights(_half(p, codes)).astype(x.dtype))
+        for first, codes in ((0, low), (1, high))
+    ]
+    return (y[0] + y[1]).astype(x.dtype)
 
 
-def _bytes(shifted: jax.Array) -> jax.Array:
-    """int8 of codes in the high nibble of a byte."""
-    return jax.lax.bitcast_convert_type(shifted, jnp.int8) >> 4
+def _half(p: Packed, shifted: jax.Array) -> Packed:
+    """Every other input: the high nibbles of bytes, as int8."""
+    held = jax.lax.bitcast_convert_type(shifted, jnp.int8) >> 4
+    return p.replace(codes=held, group=p.group // 2)
 
 
 def grouped(x: jax.Array, p: Packed) -> jax.Array:

@@ -267,7 +267,7 @@ def _ranges(stored: jax.Array | QTensor | None, spec: Spec, shape: tuple[int, ..
 def _super(q: QTensor) -> jax.Array:
     """d and −dmin of every super-block, (in/256, 2, out) float16."""
     assert isinstance(q.scale, QTensor) and isinstance(q.offset, QTensor)
-    parts = [part.scale.reshape(q.shape[0], -1).T for part in (q.scale, q.offset)]
+    parts = [jnp.asarray(p.scale).reshape(q.shape[0], -1).T for p in (q.scale, q.offset)]
     return jnp.stack(parts, axis=1)
 
 
@@ -275,7 +275,8 @@ def _six_bits(q: QTensor) -> jax.Array:
     """Scales and minima of every super-block, (in/256, 12, out) uint8."""
     assert isinstance(q.scale, QTensor) and isinstance(q.offset, QTensor)
     eight = (q.shape[0], -1, SUPER // SUB)
-    scales, minima = (p.codes.reshape(eight).transpose(1, 2, 0) for p in (q.scale, q.offset))
+    parts = (jnp.asarray(p.codes).reshape(eight) for p in (q.scale, q.offset))
+    scales, minima = (part.transpose(1, 2, 0) for part in parts)
     first = scales[:, :4] | (scales[:, 4:] >> 4 << 6)
     second = minima[:, :4] | (minima[:, 4:] >> 4 << 6)
     third = (scales[:, 4:] & 15) | ((minima[:, 4:] & 15) << 4)

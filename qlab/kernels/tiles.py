@@ -8,6 +8,7 @@ knows no float16. Not here: grids and blocks (`tpu`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def table_values(codes: jax.Array, grid: np.ndarray) -> jax.Array:
         >>> table_values(jnp.array([0, 3, 15]), np.arange(16.0)).tolist()
         [0.0, 3.0, 15.0]
     """
-    level: Sequence[jax.Array | np.ndarray] = [np.float32(value) for value in grid]
+    level: list[Any] = [np.float32(value) for value in grid]
     for bit in range(4):
         odd = (codes & (1 << bit)) != 0
         pairs = zip(level[0::2], level[1::2], strict=True)

@@ -66,7 +66,9 @@ def fit(tile: Tile, tokens: int, out: int, inner: int, group: int) -> Tile | Non
 
     Args:
         tile: the wish.
-        tokens, out, inner: the matrix.
+        tokens: of the inputs.
+        out: of the weights.
+        inner: of both.
         group: inputs that share a range.
 
     Returns:

@@ -50,7 +50,8 @@ def specs(p: Packed, tile: Tile, where: Callable[..., tuple]) -> list[pl.BlockSp
 
         def index(*grid: Any) -> tuple:
             k, n = where(*grid)
-            return (k // steps, *(0,) * (len(shape) - 2), n)
+            k = k if steps == 1 else jax.lax.div(k, jnp.int32(steps))  # `//` would ask for signs
+            return (k, *(0,) * (len(shape) - 2), n)
 
         return pl.BlockSpec(shape, index)
 

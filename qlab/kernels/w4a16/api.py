@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from qlab.kernels import cpu
 from qlab.kernels.checks import check_affine, check_inputs
