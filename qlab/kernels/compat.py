@@ -21,3 +21,13 @@ InterpretParams: Any = pltpu.InterpretParams
 def version() -> tuple[int, ...]:
     """The version of JAX as numbers: (0, 10, 2)."""
     return tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
+
+
+def races_found() -> bool:
+    """Whether the last kernel interpreted with `detect_races=True` raced; JAX keeps it inside."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call as inside
+
+    races = inside.races
+    if races is None:
+        raise ValueError("no kernel was interpreted with detect_races=True")
+    return bool(races.races_found)

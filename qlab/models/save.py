@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qlab.io import safetensors
+from qlab.kernels import Packed
 from qlab.models.export_gguf import to_gguf
+from qlab.models.surgery import linears
 from qlab.models.transformer import Transformer
 
 
@@ -35,7 +37,8 @@ def save(
         the path.
 
     Raises:
-        ValueError: something is there already, or the model has what the file cannot hold.
+        ValueError: something is there already, or the model has what the file cannot hold, such as
+            weights packed for the kernels.
 
     Example:
         >>> model = qlab.load("tiny")                                       # doctest: +SKIP
@@ -43,6 +46,8 @@ def save(
         >>> qlab.save(model, "tiny.gguf", mixture="Q4_K_M")                 # doctest: +SKIP
         >>> qlab.load("tiny.gguf").notes                                    # doctest: +SKIP
     """
+    if any(isinstance(layer.weight, Packed) for layer in linears(model).values()):
+        raise ValueError("packed weights are not stored: save the model that was packed")
     target = Path(path).expanduser()
     if target.suffix != ".gguf":
         for name, given in (("mixture", mixture), ("imatrix", imatrix)):
