@@ -1,13 +1,13 @@
 """Kernels, measured where they run and compiled for where they do not.
 
-    python -m benchmarks.kernels --cpu     SmolLM2's decoding from packed weights on this CPU, beside
-                                           bfloat16 and float32: results/kernels_cpu.json and .md
-    python -m benchmarks.kernels --aot     bundles and VMEM of every TPU kernel, compiled without a
-                                           TPU (needs the wheel of libtpu): results/kernels_tpu.md
+    python -m benchmarks.kernels --cpu     SmolLM2's decoding from packed weights on this CPU,
+                                           beside bfloat16 and float32: results/kernels_cpu.*
+    python -m benchmarks.kernels --aot     bundles and VMEM of every TPU kernel, compiled without
+                                           a TPU (needs libtpu's wheel): results/kernels_tpu.*
 
-On a CPU the packed weights are unpacked by XLA before each product, so what they save in memory they
-pay in work; the table says what that comes to, whatever it is. Rounds go through all rows in turn,
-so that whatever else the machine does meets all of them.
+On a CPU the packed weights are unpacked by XLA before each product, so what they save in memory
+they pay in work; the table says what that comes to, whatever it is. Rounds go through all rows in
+turn, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import numpy as np
 from flax import nnx
 
 import qlab
+from benchmarks import kernels_aot
 from qlab.io.atomic import atomic_file
 from qlab.kernels import cpu
 from qlab.models.generate import generate_tokens
@@ -98,7 +101,7 @@ def measure_cpu(name: str, rounds: int, count: int) -> dict[str, Any]:
     rows = models(name)
     ids = rows["float32"].tokenizer.encode(PROMPT)
     seconds: dict[str, list[float]] = {row: [] for row in rows}
-    for row, model in rows.items():
+    for model in rows.values():
         seconds_a_token(model, ids, 4)  # compiles, and measures the formulations
     for i in range(rounds):
         for row in list(rows)[:: 1 if i % 2 else -1]:
@@ -152,6 +155,15 @@ def cpu_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measure_aot() -> dict[str, Any]:
+    """Every TPU kernel compiled, in a process of its own: libtpu reads its settings when loaded."""
+    command = [sys.executable, "-m", "benchmarks.kernels_aot"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=1200, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def write(path: Path, text: str) -> None:
     with atomic_file(path, overwrite=True) as sink:
         sink.write(text.encode())
@@ -170,6 +182,13 @@ def main() -> None:
         write(RESULTS / "kernels_cpu.json", json.dumps(found, indent=1) + "\n")
         write(RESULTS / "kernels_cpu.md", cpu_table(found))
         print(cpu_table(found))
+    if given.aot:
+        if not kernels_aot.available():
+            raise SystemExit(kernels_aot.MISSING)
+        found = measure_aot()
+        write(RESULTS / "kernels_tpu.json", json.dumps(found, indent=1) + "\n")
+        write(RESULTS / "kernels_tpu.md", kernels_aot.table(**found))
+        print(kernels_aot.table(**found))
 
 
 if __name__ == "__main__":
