@@ -9,10 +9,12 @@ shape times every formulation on zeros and keeps the fastest for the life of the
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,11 @@ from qlab.kernels.packed import Packed, integers
 from qlab.kernels.tilings import DECODE
 from qlab.kernels.w4a16 import reference
 
-Product = Callable[[jax.Array, Packed], jax.Array]
+Product = Callable[..., jax.Array]
 
 SMALL = 1 << 18  # weights below which nothing is timed: the reference is quick enough
 ROUNDS = 5
+TILE = 256  # outputs that are unpacked together: with 2,048 inputs 2 MB of float32
 
 CHOICES: dict[tuple, str] = {}  # shape class -> the name of its formulation
 
@@ -66,10 +69,39 @@ def grouped(x: jax.Array, p: Packed) -> jax.Array:
     return y.astype(x.dtype)
 
 
-def ways(x: jax.Array, p: Packed) -> dict[str, Product]:
-    """The formulations that compute this product, by name."""
-    found: dict[str, Product] = {"whole": reference.w4a16}
-    if integers(p.format) and p.layout == "affine":
+def tiled(op: Product) -> Product:
+    """Outputs in tiles of 256, one after another, so that what is unpacked stays in the cache."""
+
+    def run(*operands: Any) -> jax.Array:
+        *inputs, p = operands
+        out = p.shape[0]
+
+        def cut(a: jax.Array | None, i: jax.Array) -> jax.Array | None:
+            if a is None:
+                return None
+            return jax.lax.dynamic_slice_in_dim(a, i * TILE, TILE, axis=a.ndim - 1)
+
+        def one(i: jax.Array) -> jax.Array:
+            parts = {
+                name: cut(getattr(p, name), i) for name in ("codes", "scale", "zero", "offset")
+            }
+            return op(*inputs, p.replace(**parts))
+
+        y = jax.lax.map(one, jnp.arange(out // TILE))  # (tiles, tokens, TILE)
+        return y.transpose(1, 0, 2).reshape(-1, out)
+
+    return run
+
+
+_tiled = functools.cache(tiled)  # one function an op, so that it is compiled once
+
+
+def ways(op: Product, x: jax.Array, p: Packed) -> dict[str, Product]:
+    """The formulations of a reference that compute this product, by name."""
+    found: dict[str, Product] = {"whole": op}
+    if p.shape[0] % TILE == 0 and p.shape[0] > TILE:
+        found["tiles"] = _tiled(op)
+    if op is reference.w4a16 and integers(p.format):
         if p.nibbles and p.group % 2 == 0:
             found["halves"] = halves
         if x.dtype == jnp.float32:  # elsewhere the weights are rounded before the product
@@ -77,32 +109,39 @@ def ways(x: jax.Array, p: Packed) -> dict[str, Product]:
     return found
 
 
-def weight_only(x: jax.Array, p: Packed) -> Product | None:
-    """The formulation for these shapes, timed once where it may matter; None off a CPU."""
+def fastest(op: Product, *operands: Any) -> Product | None:
+    """The formulation of a reference for these shapes, timed once where it may matter; None off a
+    CPU.
+
+    Args:
+        op: the reference.
+        *operands: what it takes: inputs (tokens, …), the Packed last.
+    """
     if jax.default_backend() != "cpu":
         return None
-    known = ways(x, p)
+    *inputs, p = operands
+    x = inputs[0]
+    known = ways(op, x, p)
     if math.prod(p.shape) < SMALL or len(known) == 1:
-        return reference.w4a16
+        return op
     tokens = 1 if len(x) == 1 else DECODE if len(x) <= DECODE else 256
-    key = (p.format.name, p.layout, p.shape, p.group, x.dtype.name, tokens)
+    key = (op.__name__, p.format.name, p.layout, p.shape, p.group, x.dtype.name, tokens)
     if key not in CHOICES:
-        like = jax.ShapeDtypeStruct((tokens, p.shape[1]), x.dtype)
-        seconds = {name: _time(way, like, p) for name, way in known.items()}
+        like = [jax.ShapeDtypeStruct((tokens, *a.shape[1:]), a.dtype) for a in inputs]
+        seconds = {name: _time(way, [*like, p]) for name, way in known.items()}
         CHOICES[key] = min(seconds, key=seconds.__getitem__)
     return known[CHOICES[key]]
 
 
-def _time(way: Product, x: jax.ShapeDtypeStruct, p: Packed) -> float:
+def _time(way: Product, operands: list[Any]) -> float:
     """Median seconds of a formulation on zeros; works while something else is being traced."""
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), p)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
     with jax.ensure_compile_time_eval():
-        run = jax.jit(way).lower(x, shapes).compile()
-        zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (x, shapes))
-        operands = jax.device_put(zeros)
+        run = jax.jit(way).lower(*shapes).compile()
+        zeros = jax.device_put(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes))
         seconds = []
         for _ in range(ROUNDS + 1):
             begin = time.perf_counter()
-            jax.block_until_ready(run(*operands))
+            jax.block_until_ready(run(*zeros))
             seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])

@@ -2,12 +2,13 @@
 
 `jax.lax.platform_dependent` decides at lowering, so a program exported or compiled ahead of time
 for another machine gets that machine's kernel. `support` says what an op has. A kernel for GPUs is
-one more argument: `choose(…, cuda=pallas_gpu.op)`.
+one more argument: `choose(…, cuda=pallas_gpu.op)`, and its name in KERNELS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,14 +47,42 @@ def support(platform: str | None = None) -> dict[str, str]:
 def choose(
     *operands: Any,
     default: Callable[..., Any],
-    tpu: Callable[..., Any] | None = None,
+    tpu: Callable[..., Any],
     cuda: Callable[..., Any] | None = None,
     cpu: Callable[..., Any] | None = None,
+    tile: Tile | None = None,
+    interpret: Any = None,
+    **static: Any,
 ) -> Any:
-    """The op on its operands, by the platform it is compiled for; None: the default."""
-    branches = {"tpu": tpu, "cuda": cuda, "cpu": cpu}
-    named = {platform: branch for platform, branch in branches.items() if branch is not None}
-    return jax.lax.platform_dependent(*operands, default=default, **named)
+    """The op on its operands, by the platform it is compiled for.
+
+    Args:
+        *operands: arrays and Packed.
+        default: the reference; takes `static`.
+        tpu: the TPU's kernel; takes `static` and, if it has one, `tile`.
+        cuda: the GPU's kernel; takes `static` and brings its own tiles. None: the reference.
+        cpu: what a CPU runs instead of the reference; takes `static`.
+        tile: of the TPU's kernel.
+        interpret: not None: the TPU's kernel, interpreted so.
+        **static: what else the op needs, hashable.
+    """
+    branches = {"default": default, "tpu": tpu, "cuda": cuda, "cpu": cpu}
+    named = tuple((platform, f) for platform, f in branches.items() if f is not None)
+    return _run(
+        *operands, named=named, tile=tile, interpret=interpret, static=tuple(static.items())
+    )
+
+
+@partial(jax.jit, static_argnames=("named", "tile", "interpret", "static"))
+def _run(*operands: Any, named: tuple, tile: Tile | None, interpret: Any, static: tuple) -> Any:
+    """Compiled once a shape, so that a call from outside of `jit` does not trace anew."""
+    branches, how = dict(named), dict(static)
+    tiled = how if tile is None else {**how, "tile": tile}
+    kernel = partial(branches.pop("tpu"), **tiled)
+    if interpret is not None:
+        return kernel(*operands, interpret=interpret)
+    ready = {platform: partial(f, **how) for platform, f in branches.items()}
+    return jax.lax.platform_dependent(*operands, tpu=kernel, **ready)
 
 
 def tile_of(

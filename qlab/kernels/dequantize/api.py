@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,13 +44,10 @@ def dequantize(
     """
     if dtype not in OUTPUTS:
         raise ValueError(f"weights are unpacked to float32 or bfloat16, not {dtype!r}")
-    plain = partial(reference.dequantize, dtype=dtype)
     tile = tile_of("dequantize", p, DECODE, tiling, interpret)
-    kernel = tile and partial(pallas_tpu.dequantize, dtype=dtype, tile=tile)
-    if kernel and interpret is not None:
-        w = kernel(p, interpret=interpret)
-    else:
-        w = choose(p, default=plain, tpu=kernel)
+    kernel = pallas_tpu.dequantize if tile else reference.dequantize
+    how = {"tile": tile, "interpret": interpret, "dtype": dtype}
+    w = choose(p, default=reference.dequantize, tpu=kernel, **how)
     if p.perm is not None:
         w = w[:, jnp.argsort(p.perm)]
     if p.channel_scale is not None:

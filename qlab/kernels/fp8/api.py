@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -46,7 +45,6 @@ def fp8(
     refuse(fp8_reason(p))
     check_scales("fp8", scale, (len(x), len(p.scale)))
     tile = tile_of("fp8", p, len(x), tiling, interpret)
-    kernel = tile and partial(pallas_tpu.fp8, tile=tile)
-    if kernel and interpret is not None:
-        return kernel(x, scale, p, interpret=interpret)
-    return choose(x, scale, p, default=reference.fp8, tpu=kernel)
+    kernel = pallas_tpu.fp8 if tile else reference.fp8
+    how = {"tile": tile, "interpret": interpret}
+    return choose(x, scale, p, default=reference.fp8, tpu=kernel, **how)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 
+from qlab.kernels import cpu
 from qlab.kernels.checks import check_inputs
 from qlab.kernels.dispatch import choose, tile_of
 from qlab.kernels.packed import Packed
@@ -44,7 +44,7 @@ def q4_k(
     if p.layout != "q4_k":
         raise ValueError(f'q4_k reads weights of SPECS["q4_k"] in super-blocks of 256, not {p!r}')
     tile = tile_of("q4_k", p, len(x), tiling, interpret)
-    kernel = tile and partial(pallas_tpu.q4_k, tile=tile)
-    if kernel and interpret is not None:
-        return kernel(x, p, interpret=interpret)
-    return choose(x, p, default=reference.q4_k, tpu=kernel)
+    kernel = pallas_tpu.q4_k if tile else reference.q4_k
+    how = {"tile": tile, "interpret": interpret}
+    near = cpu.fastest(reference.q4_k, x, p)
+    return choose(x, p, default=reference.q4_k, tpu=kernel, cpu=near, **how)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -65,7 +64,5 @@ def quantize_activations(
         )
     if isinstance(spec.block, int) and x.shape[1] % spec.block:
         raise ValueError(f"{x.shape[1]} inputs are not a multiple of block {spec.block}")
-    kernel = partial(pallas_tpu.quantize_activations, spec=spec)
-    if interpret is not None:
-        return kernel(x, interpret=interpret)
-    return choose(x, default=partial(reference.quantize_activations, spec=spec), tpu=kernel)
+    plain, kernel = reference.quantize_activations, pallas_tpu.quantize_activations
+    return choose(x, default=plain, tpu=kernel, interpret=interpret, spec=spec)

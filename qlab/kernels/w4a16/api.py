@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -44,7 +43,7 @@ def w4a16(
     check_inputs("w4a16", x, p, ("float32", "bfloat16"))
     check_affine("w4a16", p)
     tile = tile_of("w4a16", p, len(x), tiling, interpret)
-    kernel = tile and partial(pallas_tpu.w4a16, tile=tile)
-    if kernel and interpret is not None:
-        return kernel(x, p, interpret=interpret)
-    return choose(x, p, default=reference.w4a16, tpu=kernel, cpu=cpu.weight_only(x, p))
+    kernel = pallas_tpu.w4a16 if tile else reference.w4a16
+    how = {"tile": tile, "interpret": interpret}
+    near = cpu.fastest(reference.w4a16, x, p)
+    return choose(x, p, default=reference.w4a16, tpu=kernel, cpu=near, **how)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 
+from qlab.kernels import cpu
 from qlab.kernels.checks import check_inputs, check_scales, integer_reason, refuse
 from qlab.kernels.dispatch import choose, tile_of
 from qlab.kernels.packed import Packed
@@ -46,7 +46,7 @@ def w8a8(
     check_scales("w8a8", scale, (len(x), 1))
     refuse(integer_reason(p))
     tile = tile_of("w8a8", p, len(x), tiling, interpret)
-    kernel = tile and partial(pallas_tpu.w8a8, tile=tile)
-    if kernel and interpret is not None:
-        return kernel(x, scale, p, interpret=interpret)
-    return choose(x, scale, p, default=reference.w8a8, tpu=kernel)
+    kernel = pallas_tpu.w8a8 if tile else reference.w8a8
+    how = {"tile": tile, "interpret": interpret}
+    near = cpu.fastest(reference.w8a8, x, scale, p)
+    return choose(x, scale, p, default=reference.w8a8, tpu=kernel, cpu=near, **how)
