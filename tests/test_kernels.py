@@ -27,7 +27,6 @@ from qlab.rules import gptq_asym
 
 SPECS = specs.SPECS
 SMALL = Tile(16, 128, 128)  # several steps along every axis of the matrices below
-TOKENS = (1, 5, 37)  # one; fewer than a tile; not a multiple of one
 BLOCK_ACT = Spec(FP8, 128)
 
 
@@ -69,7 +68,7 @@ def readable(spec: Spec) -> bool:
 
 
 READ = [name for name, spec in SPECS.items() if readable(spec)]
-SOME = "int3_g64 uint8_channel awq_g128 hqq4_g64 nf4_double fp8_block mxfp4 q4_1 q4_k q6_k tq1_0"
+SOME = "uint8_channel hqq4_g64 nf4_double fp8_block mxfp4 q4_1 q4_k tq1_0"
 
 
 def test_which_specs_are_read():
@@ -144,9 +143,17 @@ WEIGHTS = {  # name -> Spec: groups of 32, 64, 128 and a row; with and without z
 }
 
 
-SHAPES = [("int4_g64", d, t) for d in ("float32", "bfloat16") for t in TOKENS] + [
-    (name, ("float32", "bfloat16")[i % 2], 37) for i, name in enumerate(WEIGHTS)
-]
+def mostly_slow(cases: list[tuple], quick: str) -> list:
+    """All cases, those whose Spec or op is not among `quick` marked slow."""
+    names = set(quick.split())
+    rest = pytest.mark.slow
+    return [c if names & set(map(str, c)) else pytest.param(*c, marks=rest) for c in cases]
+
+
+SHAPES = [("int4_g64", d, t) for d in ("float32", "bfloat16") for t in (1, 5)] + mostly_slow(
+    [(name, ("bfloat16", "float32")[i % 2], 37) for i, name in enumerate(WEIGHTS)],
+    "int4_g32 int4_g64 int4_g128 int4_channel hqq4_g64 nf4",
+)
 
 
 @pytest.mark.parametrize("name, dtype, tokens", SHAPES)
@@ -215,8 +222,9 @@ def test_fp8(name, act, inner, tokens):
     assert_close(like, act_matmul(x, q, find(act)), x, dequantize(q))
 
 
-@pytest.mark.parametrize("act", ["int8_token", "fp8_token", BLOCK_ACT])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "act, dtype", [("int8_token", "float32"), ("fp8_token", "bfloat16"), (BLOCK_ACT, "float32")]
+)
 def test_quantize_activations_is_exact(act, dtype):
     spec = ACTS[act].spec if isinstance(act, str) else act
     for tokens, inner in ((1, 128), (37, 256)):
@@ -235,7 +243,11 @@ def test_quantize_activations_is_exact(act, dtype):
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [(n, ("bfloat16", "float32")[i % 2]) for i, n in enumerate([*WEIGHTS, "q4_k"])]
+    "name, dtype",
+    mostly_slow(
+        [(n, ("bfloat16", "float32")[i % 2]) for i, n in enumerate([*WEIGHTS, "q4_k"])],
+        "int4_g64 awq_g128 mxfp4 q4_k",
+    ),
 )
 def test_dequantize(name, dtype):
     q, p = packed(SPECS[name], 192, 512)
@@ -276,7 +288,10 @@ def call(op: str, name: str | None, how, tile: Tile, interpret=None):
     return run, (*kernels.quantize_activations(x, how), p)
 
 
-@pytest.mark.parametrize("op, name, how", [c for c in CALLS if c[2] != "float32"])
+@pytest.mark.parametrize(
+    "op, name, how",
+    mostly_slow([c for c in CALLS if c[2] != "float32"], "int8_channel q4_k fp8_block"),
+)
 def test_no_races(op, name, how):
     tile = Tile(16, 128, 256 if op == "q4_k" or name == "q4_k" else 128)
     run, operands = call(op, name, how, tile, RACING)
