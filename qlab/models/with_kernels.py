@@ -49,6 +49,7 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
         return new
 
     new = map_linears(model, change)
+    stayed = {path: stayed[path] for path in linears(model) if path in stayed}  # forward order
     if len(stayed) == len(linears(model)):
         path, why = next(iter(stayed.items()))
         raise ValueError(f"no linear can be packed; {path}: {why}")
