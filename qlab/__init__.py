@@ -28,7 +28,7 @@ from qlab.specs import SPECS, explain
 from qlab.stats import Stats, output_error
 
 if _TYPE_CHECKING:
-    from qlab import evaluation, exercises, io, models, plots, widgets
+    from qlab import evaluation, exercises, io, kernels, models, plots, widgets
     from qlab.data import texts
     from qlab.evaluation import advise, compare, evaluate
     from qlab.models import (
@@ -40,6 +40,7 @@ if _TYPE_CHECKING:
         quantize_kv,
         quantize_model,
         save,
+        with_kernels,
     )
 
 __version__ = "0.1.0"
@@ -54,6 +55,8 @@ _LAZY = {
     "generate": "qlab.models",  # text from a model
     "save": "qlab.models",  # a model to a folder or a GGUF file
     "imatrix": "qlab.models",  # the importance of every column, for GGUF's encoders
+    "with_kernels": "qlab.models",  # linears packed for the kernels
+    "kernels": None,
     "texts": "qlab.data",  # the bundled texts
     "evaluate": "qlab.evaluation",  # perplexity, divergence, bars
     "advise": "qlab.evaluation",  # which file for which memory
@@ -95,6 +98,7 @@ __all__ = [
     "hqq",
     "imatrix",
     "io",
+    "kernels",
     "kquants",
     "load",
     "models",
@@ -112,6 +116,7 @@ __all__ = [
     "texts",
     "unpack",
     "widgets",
+    "with_kernels",
 ]
 
 

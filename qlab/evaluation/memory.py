@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from qlab.kernels import Packed
 from qlab.models.surgery import linears
 from qlab.qtensor import QTensor, bits_per_weight
 
@@ -64,13 +65,19 @@ def _bytes(x: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(x))
 
 
+def _bits(w: Any) -> float:
+    if isinstance(w, Packed):
+        return w.bits_per_weight
+    return bits_per_weight(w) if isinstance(w, QTensor) else 8 * w.dtype.itemsize
+
+
 def cost(matrices: list[Any]) -> Cost:
     """The cost of arrays and QTensors together; bits per weight is the mean over weights."""
     weights, bits, memory = 0, 0.0, 0
     for w in matrices:
         count = math.prod(w.shape)
         weights += count
-        each = bits_per_weight(w) if isinstance(w, QTensor) else 8 * w.dtype.itemsize
+        each = _bits(w)
         bits += count * each
         memory += _bytes(w)
     return Cost(weights, bits / weights, -(-round(bits) // 8), memory)

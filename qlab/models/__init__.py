@@ -14,6 +14,7 @@ from qlab.models.save import save
 from qlab.models.surgery import dense, linears, map_linears
 from qlab.models.tokenizer import Tokenizer
 from qlab.models.transformer import Config, Label, Linear, Transformer
+from qlab.models.with_kernels import with_kernels
 
 __all__ = [
     "KV",
@@ -45,5 +46,6 @@ __all__ = [
     "save",
     "scale_channels",
     "to_gguf",
+    "with_kernels",
     "with_outliers",
 ]

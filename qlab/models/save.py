@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qlab.io import safetensors
+from qlab.kernels import Packed
 from qlab.models.export_gguf import to_gguf
 from qlab.models.kv import name_of
+from qlab.models.surgery import linears
 from qlab.models.transformer import Transformer
 
 
@@ -36,7 +38,8 @@ def save(
         the path.
 
     Raises:
-        ValueError: something is there already, or the model has what the file cannot hold.
+        ValueError: something is there already, or the model has what the file cannot hold, such as
+            weights packed for the kernels.
 
     Example:
         >>> model = qlab.load("tiny")                                       # doctest: +SKIP
@@ -49,6 +52,8 @@ def save(
             "a KV recipe is no part of a file: save qlab.quantize_kv(model, None), and give the "
             f"loaded model {name_of(model.kv)!r} again"
         )
+    if any(isinstance(layer.weight, Packed) for layer in linears(model).values()):
+        raise ValueError("packed weights are not stored: save the model that was packed")
     target = Path(path).expanduser()
     if target.suffix != ".gguf":
         for name, given in (("mixture", mixture), ("imatrix", imatrix)):

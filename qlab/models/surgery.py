@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from qlab.kernels import Packed
 from qlab.models.transformer import Block, Linear, Transformer, as_array
 
 
@@ -70,17 +71,18 @@ def dense(model: Transformer) -> Transformer:
     """The same function with every QTensor dequantized to float32.
 
     All quantized variants of a model become one structure and so share one compiled program.
-    Linears whose inputs are quantized too keep their codes: they multiply integers.
+    Linears whose inputs are quantized too keep their codes: they multiply integers. Packed linears
+    stay packed.
     """
 
     def floats(_: str, layer: Linear) -> Linear:
-        if layer.act is not None:
+        if layer.act is not None or isinstance(layer.weight, Packed):
             return layer
         return Linear(_dequantize(layer.weight), layer.bias)
 
     model = map_linears(model, floats)
     model.embed_tokens.weight = _dequantize(model.embed_tokens.weight)
-    if model.lm_head is not None:
+    if model.lm_head is not None and not isinstance(model.lm_head.weight, Packed):
         model.lm_head.weight = _dequantize(model.lm_head.weight)
     return model
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qlab.activations import Act, act_matmul
+from qlab.kernels import Packed, matmul
+from qlab.kernels import dequantize as unpack
 from qlab.models.kv import KV, KVCache, over_sequence
 from qlab.qtensor import QTensor, dequantize
 
@@ -69,20 +71,23 @@ class Label:
         return hash(Label)
 
 
-def as_array(weight: jax.Array | QTensor) -> jax.Array:
-    """The numbers a weight stands for: itself, or a QTensor's `dequantize`."""
+def as_array(weight: jax.Array | QTensor | Packed) -> jax.Array:
+    """The numbers a weight stands for: itself, or a QTensor's or Packed's `dequantize`."""
+    if isinstance(weight, Packed):
+        return unpack(weight)
     return dequantize(weight) if isinstance(weight, QTensor) else weight
 
 
 class Linear(nnx.Module):
     """y = x Wᵀ + b with W (out, in): the one place where a weight is transposed.
 
-    With `act` the input is quantized too, and where both sides are integers so is the product.
+    With `act` the input is quantized too, and where both sides are integers so is the product. A
+    Packed weight is multiplied by a kernel.
     """
 
     def __init__(
         self,
-        weight: jax.Array | QTensor,
+        weight: jax.Array | QTensor | Packed,
         bias: jax.Array | None = None,
         act: Act | None = None,
     ):
@@ -91,7 +96,9 @@ class Linear(nnx.Module):
         self.act = nnx.data(act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.act is not None:
+        if isinstance(self.weight, Packed):
+            y = matmul(x, self.weight, self.act)
+        elif self.act is not None:
             y = act_matmul(x, self.weight, self.act)
         else:
             y = jnp.matmul(x, as_array(self.weight).T, precision=PRECISION)

@@ -1,0 +1,1 @@
+"""Packed weights to an array: `api`, `reference`, `pallas_tpu`."""

@@ -1,0 +1,100 @@
+"""How large a tile is: data, one row a device kind and a shape class.
+
+A tile is (tokens, out, in): the kernel multiplies x (tokens, in) by w (in, out) and adds the tiles
+along `in` up. Decode has at most 16 tokens and reads weights as fast as memory gives them: wide
+tiles, few of them. Prefill has many tokens, and each weight that was unpacked should meet as many
+of them as fit. `fit` cuts a row to a matrix.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import jax
+
+DECODE = 16  # at most so many tokens are decode
+
+
+class Tile(NamedTuple):
+    """Sizes of the tile of one grid step."""
+
+    tokens: int
+    out: int
+    inner: int
+
+
+# device kind (its beginning, as `jax.Device.device_kind` spells it) -> class -> Tile. Sizes come
+# from `python -m benchmarks.kernels --aot`: bundles of a step, and what fits VMEM without spills.
+TILINGS: dict[str, dict[str, Tile]] = {
+    "TPU v5 lite": {"decode": Tile(16, 512, 1024), "prefill": Tile(256, 512, 1024)},  # v5e
+    "TPU v6": {"decode": Tile(16, 512, 1024), "prefill": Tile(256, 512, 1024)},  # v6e
+    "TPU7x": {"decode": Tile(16, 512, 1024), "prefill": Tile(256, 512, 1024)},
+    "": {"decode": Tile(16, 256, 512), "prefill": Tile(128, 256, 512)},  # any: small and safe
+}
+
+_said: set[str] = set()
+
+
+def find(tokens: int, kind: str | None = None) -> Tile:
+    """The row for a number of tokens.
+
+    Args:
+        tokens: of the call; at most 16 are decode.
+        kind: a device kind; None: the first device of this process, where it is a TPU.
+
+    A TPU that the table does not know takes the safe row and says so, once.
+
+    Example:
+        >>> find(1, "TPU v6 lite").out, find(1, "TPU v99").out
+        (512, 256)
+    """
+    if kind is None:
+        device = jax.devices()[0]
+        kind = device.device_kind if device.platform == "tpu" else ""
+    row = next(name for name in TILINGS if kind.startswith(name))
+    if kind and not row:
+        say_once(f"no tiling is known for {kind!r}: the kernels take the small, safe one")
+    return TILINGS[row]["decode" if tokens <= DECODE else "prefill"]
+
+
+def fit(tile: Tile, tokens: int, out: int, inner: int, group: int) -> Tile | None:
+    """A tile cut to a matrix: it divides `in`, and its edge along `in` meets the groups'.
+
+    Tokens and outputs may be ragged: the last tile is cut off by the hardware. A size below the
+    tile's is taken whole, which a TPU allows for every number.
+
+    Args:
+        tile: the wish.
+        tokens: of the inputs.
+        out: of the weights.
+        inner: of both.
+        group: inputs that share a range.
+
+    Returns:
+        the tile; None where `inner` has no divisor that is a multiple of 128 and meets the groups,
+        and is too long to be taken whole.
+
+    Example:
+        >>> fit(Tile(16, 512, 1024), 1, 1536, 576, 64)
+        Tile(tokens=1, out=512, inner=576)
+    """
+
+    def meets(size: int) -> bool:
+        return size % group == 0 or group % size == 0
+
+    fitting = [n for n in range(128, tile.inner + 1, 128) if inner % n == 0 and meets(n)]
+    if inner <= tile.inner or not fitting and inner <= 4 * tile.inner:
+        cut = inner
+    elif fitting:
+        cut = fitting[-1]
+    else:
+        return None
+    return Tile(min(tile.tokens, tokens), min(tile.out, out), cut)
+
+
+def say_once(sentence: str) -> None:
+    """A warning that this process gives once."""
+    if sentence not in _said:
+        _said.add(sentence)
+        warnings.warn(sentence, stacklevel=3)

@@ -1,0 +1,49 @@
+"""`w4a16`: weights of 4 or 8 bits, inputs of 16 or 32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from qlab.kernels import cpu
+from qlab.kernels.checks import check_affine, check_inputs
+from qlab.kernels.dispatch import choose, tile_of
+from qlab.kernels.packed import Packed
+from qlab.kernels.tilings import Tile
+from qlab.kernels.w4a16 import pallas_tpu, reference
+
+
+def w4a16(
+    x: jax.Array, p: Packed, *, tiling: Tile | None = None, interpret: Any = None
+) -> jax.Array:
+    """x Wᵀ, w unpacked to the dtype of x as it is needed.
+
+    Args:
+        x: (tokens, in) float32 or bfloat16, columns in the order of the rows as packed.
+        p: the weights: nibbles, int8 or float8; groups, zeros and offsets as they come.
+        tiling: the kernel's tile; None: from the table `tilings`.
+        interpret: True or `pltpu.InterpretParams(…)` runs the TPU's kernel step by step on any
+            machine; None: the program of the platform that it is compiled for.
+
+    Returns:
+        (tokens, out) in the dtype of x, summed in float32.
+
+    Raises:
+        ValueError: x of another shape or dtype (both named); weights in super-blocks.
+
+    Example:
+        >>> from qlab.kernels import prepack
+        >>> from qlab.qtensor import quantize
+        >>> from qlab.specs import SPECS
+        >>> p = prepack(quantize(jnp.array([[1.0, -7.0], [7.0, 0.0]]), SPECS["int4_channel"]))
+        >>> w4a16(jnp.array([[1.0, 1.0]]), p).tolist()
+        [[-6.0, 7.0]]
+    """
+    check_inputs("w4a16", x, p, ("float32", "bfloat16"))
+    check_affine("w4a16", p)
+    tile = tile_of("w4a16", p, len(x), tiling, interpret)
+    kernel = pallas_tpu.w4a16 if tile else reference.w4a16
+    how = {"tile": tile, "interpret": interpret}
+    near = cpu.fastest(reference.w4a16, x, p)
+    return choose(x, p, default=reference.w4a16, tpu=kernel, cpu=near, **how)

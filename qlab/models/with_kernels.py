@@ -1,0 +1,82 @@
+"""`with_kernels`: a model whose linears hold packed weights and multiply by them as they are.
+
+Nothing else changes: `generate`, `evaluate` and `jit` take the model as any other, and what it
+computes is what the model it was made of computes, in another order of sums. Not here: the layout
+and the ops (`kernels`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+from qlab.kernels import Packed, prepack, unsupported, unsupported_act
+from qlab.models.surgery import linears, map_linears
+from qlab.models.transformer import Linear, Transformer
+from qlab.qtensor import QTensor
+from qlab.suggest import counted
+
+
+def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
+    """A new model whose quantized linears are packed for the kernels; `model` stays as it was.
+
+    A quantized embedding that also reads the logits out is packed as a head of its own, and stays
+    for looking tokens up.
+
+    Args:
+        model: as `quantize_model` gives it: linears hold QTensors.
+        dtype: what products are computed in, "bfloat16" or "float32"; None: the dtype of the
+            activations, float32.
+
+    Returns:
+        the model. Linears that stayed as they were are listed in its notes with the reason, and in
+        a warning.
+
+    Raises:
+        ValueError: no linear can be packed, naming the first and why; another dtype.
+
+    Example:
+        >>> q = qlab.quantize_model(qlab.load("tiny"), "rtn", "int4_g64")   # doctest: +SKIP
+        >>> qlab.generate(qlab.with_kernels(q), "The United States")        # doctest: +SKIP
+    """
+    stayed: dict[str, str] = {}
+
+    def change(path: str, layer: Linear) -> Linear:
+        new = _packed(layer, dtype)
+        if isinstance(new, str):
+            stayed[path] = new
+            return layer
+        return new
+
+    new = map_linears(model, change)
+    stayed = {path: stayed[path] for path in linears(model) if path in stayed}  # forward order
+    if len(stayed) == len(linears(model)):
+        path, why = next(iter(stayed.items()))
+        raise ValueError(f"no linear can be packed; {path}: {why}")
+    table = model.lm_head or Linear(model.embed_tokens.weight)
+    head = _packed(table, dtype)
+    if isinstance(head, Linear):
+        new.lm_head = head
+    elif isinstance(table.weight, QTensor):
+        stayed["lm_head"] = head
+    if stayed:
+        notes = [f"without a kernel: {path} ({why})" for path, why in stayed.items()]
+        new.label = dataclasses.replace(model.label, notes=(*model.notes, *notes))
+        first = f"{counted(len(stayed), 'linear')} stay as they are (see .notes); {notes[0]}"
+        warnings.warn(first, stacklevel=2)
+    return new
+
+
+def _packed(layer: Linear, dtype: str | None) -> Linear | str:
+    """The same linear with packed weights, or why not."""
+    if not isinstance(layer.weight, QTensor):
+        return "it is packed already" if isinstance(layer.weight, Packed) else "it is not quantized"
+    reason = unsupported(layer.weight)
+    if reason:
+        return reason
+    packed = prepack(layer.weight, dtype)
+    if layer.act is not None:
+        reason = unsupported_act(packed, layer.act)
+        if reason:
+            return reason
+    return Linear(packed, layer.bias, layer.act)
