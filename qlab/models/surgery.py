@@ -70,7 +70,7 @@ def dense(model: Transformer) -> Transformer:
     """The same function with every QTensor dequantized to float32.
 
     All quantized variants of a model become one structure and so share one compiled program.
-    Linears whose inputs are quantized too keep their codes: they multiply integers.
+    Linears whose inputs are quantized too keep their codes: they multiply integers or FP8.
     """
 
     def floats(_: str, layer: Linear) -> Linear:
