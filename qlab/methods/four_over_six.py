@@ -10,7 +10,8 @@ the block's maximum. Under a scale that puts the maximum at 4 that gap is not us
 Cook et al. 2025, arXiv 2512.02010; mit-han-lab/fouroversix, its rule "mse". α has 256 where NVFP4
 has 448, so that E4M3 still holds 3/2 of the largest block's Δ_6: 384.
 
-symbol · name here · shape:  W · w · (out, in),  Δ · scale.codes · one a block,  α · scale.scale · (1,).
+symbol · name here · shape:  W · w · (out, in),  Δ · scale.codes · one a block,  α · scale.scale ·
+(1,).
 Departs from the paper: weights only, where it takes inputs and gradients too; scales and codes by
 exact quotients, where its program multiplies first and divides last.
 """
@@ -72,7 +73,7 @@ def four_over_six(w: jax.Array, stats: Stats | None, spec: Spec) -> tuple[QTenso
         >>> dequantize(four_over_six(w, None, SPECS["nvfp4"]))[0, :2].tolist()     # 1.5 · 3
         [6.0, 4.5]
     """
-    if not _nvfp4(spec):
+    if not four_over_six.supports(spec):
         raise ValueError(f"four_over_six chooses NVFP4's scales, not those of {spec.format}")
     fine, four = _ranges(jnp.asarray(w).astype(jnp.float32), spec)
     return quantize(w, fine), {"four": four}
