@@ -107,9 +107,9 @@ def _products() -> list[str]:
     lines = [
         "## Quantized inputs",
         "",
-        "`int` is a product of integers summed in int32, `fp8` one of FP8 values summed in float32, "
-        "block by block; `float` multiplies the quantized values as float32 (the layer report says "
-        "so). With `llm_int8` channels that hold an outlier "
+        "`int` is a product of integers summed in int32, `fp8` one of FP8 values summed in "
+        "float32, block by block; `float` multiplies the quantized values as float32 (the layer "
+        "report says so). With `llm_int8` channels that hold an outlier "
         "are multiplied apart, in float32.",
         "",
         "| inputs | " + " | ".join(f"`{name}`" for name in COLUMNS) + " |",
