@@ -15,7 +15,7 @@ first weights and the order of the text; they are the same for every arithmetic,
 float32 are taken in pairs.
 
     python experiments/fp8_training.py --out benchmarks/results/fp8_training.json
-    python experiments/fp8_training.py --steps 20 --seeds 0 --out /tmp/short.json
+    python experiments/fp8_training.py --steps 20 --seeds 0 --out short.json
 
 A run that was stopped goes on with the next arithmetic and seed. No paper's numbers are printed:
 their models and texts are others.
