@@ -268,8 +268,8 @@ def _model(rows: dict[str, Evaluation]) -> list[str]:
         f"`tiny`, all linears of the blocks; {WINDOWS} windows of {CONTEXT} tokens of the "
         f"evaluation halves of {', '.join(TEXTS)}, protocol gptq, bootstrap seed {SEED}; static "
         "ranges of inputs from the calibration half of English. ± is one standard error over "
-        "windows, rows share windows. W8A8, W4A4: inputs are quantized too, and multiplied as the last "
-        "column says.",
+        "windows, rows share windows. W8A8, W4A4: inputs are quantized too, and multiplied as "
+        "the last column says.",
         "",
         "| | bits/w | KL, nats, mean of texts | " + " | ".join(f"KL {t}" for t in TEXTS)
         + " | bits/byte, mean | products |",

@@ -309,10 +309,11 @@ def _fp8_product(x: QTensor, w: QTensor) -> jax.Array:
     along_in = (((1,), (1,)), ((), ()))
 
     def add(total: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        a, b, a_scale, b_scale = block
         part = jax.lax.dot_general(
-            *block[:2], along_in, precision=PRECISION, preferred_element_type=jnp.float32
+            a, b, along_in, precision=PRECISION, preferred_element_type=jnp.float32
         )
-        return total + multiply(part, block[2] * block[3].T), None
+        return total + multiply(part, a_scale * b_scale.T), None
 
     start = jnp.zeros((qx.shape[1], qw.shape[1]), jnp.float32)
     return jax.lax.scan(add, start, (qx, qw, x_scale, w_scale))[0]

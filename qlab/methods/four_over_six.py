@@ -87,16 +87,18 @@ def _ranges(w: jax.Array, spec: Spec) -> tuple[QTensor, jax.Array]:
     alpha = divide(amax.max(), ENDS[0] * LARGEST)
     safe = jnp.where(alpha == 0, 1.0, alpha)
 
-    def candidate(end: float) -> tuple[jax.Array, QTensor]:
+    def ranges(codes: jax.Array) -> QTensor:
+        assert isinstance(spec.scale, Spec)
+        return QTensor(None, QTensor(codes, alpha[None], None, None, spec=spec.scale), None, None,
+                       spec=spec)  # fmt: skip
+
+    def candidate(end: float) -> tuple[jax.Array, jax.Array]:
         codes = FP8.encode(divide(divide(amax, end), safe)).reshape(-1)
-        scale = QTensor(codes, alpha[None], None, None, spec=spec.scale)
-        ranges = QTensor(None, scale, None, None, spec=spec)
-        spread = spread_ranges(ranges, w.shape)
+        spread = spread_ranges(ranges(codes), w.shape)
         error = from_codes(to_codes(w, spec, *spread), spec, *spread) - w
         # in units of α, so that no square is too large or too small
-        return ordered_sum(jnp.square(to_blocks(divide(error, safe), sizes))), ranges
+        return ordered_sum(jnp.square(to_blocks(divide(error, safe), sizes))), codes
 
     (error6, six), (error4, four) = map(candidate, ENDS)
     chosen = (error4 < error6).reshape(-1)
-    codes = jnp.where(chosen, four.scale.codes, six.scale.codes)
-    return six.replace(scale=six.scale.replace(codes=codes)), chosen.mean()
+    return ranges(jnp.where(chosen, four, six)), chosen.mean()
