@@ -36,6 +36,7 @@ from qlab.qtensor import (
     to_blocks,
     to_codes,
 )
+from qlab.specs import name_of
 from qlab.stats import Stats
 
 ENDS = (6.0, 4.0)
@@ -74,7 +75,10 @@ def four_over_six(w: jax.Array, stats: Stats | None, spec: Spec) -> tuple[QTenso
         [6.0, 4.5]
     """
     if not four_over_six.supports(spec):
-        raise ValueError(f"four_over_six chooses NVFP4's scales, not those of {spec.format}")
+        raise ValueError(
+            f"four_over_six fills NVFP4, not a Spec of {spec.format} ({name_of(spec)}): "
+            "qlab.SPECS['nvfp4'] is one"
+        )
     fine, four = _ranges(jnp.asarray(w).astype(jnp.float32), spec)
     return quantize(w, fine), {"four": four}
 
