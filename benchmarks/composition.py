@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import qlab
-from qlab.activations import ACTS, integer
+from qlab.activations import ACTS, product
 from qlab.evaluation.scoring import versions
 from qlab.io.atomic import atomic_file
 
 OUT = Path(__file__).resolve().parent / "results" / "composition.md"
 FIRST = ("", "awq", "smoothquant")  # what scales the input channels, if anything
-THEN = ("rtn", "gptq", "hqq", "kquants")  # what rounds them
+THEN = ("rtn", "gptq", "hqq", "kquants", "four_over_six")  # what rounds them
 # One Spec of every kind: what it is of, its name.
 KINDS = {
     "integers": "int4_g64",
@@ -31,9 +31,11 @@ KINDS = {
     "real zero": "hqq4_g64",
     "a table": "nf4",
     "floats": "mxfp4",
+    "two scales": "nvfp4",
     "nested": "q4_k",
     "ternary": "tq2_0",
 }
+COLUMNS = (*KINDS.values(), "fp8_channel", "fp8_block", "mxfp8")  # Specs that inputs meet
 PATH = "layers.3.self_attn.q_proj"
 TOKENS, SEED = 4096, 0
 
@@ -105,15 +107,16 @@ def _products() -> list[str]:
     lines = [
         "## Quantized inputs",
         "",
-        "`int` is a product of integers summed in int32; `float` multiplies the quantized values "
-        "as float32 (the layer report says so). With `llm_int8` channels that hold an outlier "
+        "`int` is a product of integers summed in int32, `fp8` one of FP8 values summed in "
+        "float32, block by block; `float` multiplies the quantized values as float32 (the layer "
+        "report says so). With `llm_int8` channels that hold an outlier "
         "are multiplied apart, in float32.",
         "",
-        "| inputs | " + " | ".join(f"`{name}`" for name in KINDS.values()) + " |",
-        "|---|" + "---|" * len(KINDS),
+        "| inputs | " + " | ".join(f"`{name}`" for name in COLUMNS) + " |",
+        "|---|" + "---|" * len(COLUMNS),
     ]
     for act, how in ACTS.items():
-        cells = ["int" if integer(qlab.SPECS[n], how) else "float" for n in KINDS.values()]
+        cells = [product(qlab.SPECS[n], how) for n in COLUMNS]
         lines.append(f"| `{act}` | {' | '.join(cells)} |")
     return lines
 

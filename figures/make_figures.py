@@ -61,6 +61,15 @@ def training() -> Any:
     return qlab.plots.training_curve([r["tokens"] for r in loss], [r["loss"] for r in loss], curves)
 
 
+def fp8_training() -> Any:
+    """FP8 beside bfloat16 beside float32."""
+    told = json.loads((ROOT / "benchmarks/results/fp8_training.json").read_text())
+    runs: dict[str, list] = {}
+    for run in sorted(told["runs"], key=lambda run: run["seed"]):
+        runs.setdefault(run["arm"], []).append(run)
+    return qlab.plots.training_arms(runs, title="The linears of tiny in four arithmetics")
+
+
 def _rows(name: str) -> list[Evaluation]:
     """The rows of benchmarks/results/tables in the order of the table."""
     order = ["float", demo.FLOOR, *demo.ROWS]
@@ -138,6 +147,7 @@ FIGURES = {
     "weights": weights,
     "grid": grid,
     "training": training,
+    "fp8_training": fp8_training,
     "quality_smollm2": quality_smollm2,
     "quality_tiny": quality_tiny,
     "pairs": pairs,

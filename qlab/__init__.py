@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from qlab import specs
 from qlab.activations import ACTS, Act
 from qlab.formats import FORMATS, Format
-from qlab.methods import METHODS, awq, gptq, hqq, kquants, rtn, smoothquant
+from qlab.methods import METHODS, awq, four_over_six, gptq, hqq, kquants, rtn, smoothquant
 from qlab.methods.smoothquant import smoothquant_scales
 from qlab.packing import pack, unpack
 from qlab.qtensor import (
@@ -93,6 +93,7 @@ __all__ = [
     "explain",
     "fake_quantize",
     "fit",
+    "four_over_six",
     "generate",
     "gptq",
     "hqq",

@@ -1,11 +1,13 @@
 """Quantized activations: what a linear layer reads is rounded too, so that it can multiply
-integers.
+integers, or FP8 values.
 
     x ≈ s_x (q_x − z_x),  w ≈ s_w q_w:   x Wᵀ ≈ s_x s_w [q_x q_wᵀ − z_x Σ q_w],  all of […] in int32
+    FP8:   x Wᵀ ≈ Σ_k s_x,k s_w,k [q_x q_wᵀ]_k,  k the blocks along the inputs, […] in float32
 
 An `Act` says how inputs (tokens, in) of one sequence are quantized: a Spec whose block "row" is one
-scale a token and "tensor" one a sequence, or ranges found beforehand (static). Not here: how static
-ranges are chosen (`observers`), outliers moved into the weights (`methods.smoothquant`).
+scale a token, "tensor" one a sequence and (1, 128) one for 128 channels of a token, or ranges found
+beforehand (static). Not here: how static ranges are chosen (`observers`), outliers moved into the
+weights (`methods.smoothquant`), FP8 in training (`fp8`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import jax.numpy as jnp
 
 from qlab import specs
 from qlab.arithmetic import divide, multiply
-from qlab.formats import FP8, INT4, INT8, UINT8, Format
+from qlab.formats import FP8, FP8_E5M2, INT4, INT8, UINT8, Format
 from qlab.qtensor import QTensor, Spec, dequantize, quantize, spread_ranges
-from qlab.rules import gptq_asym
+from qlab.rules import absmax_floored, gptq_asym
 from qlab.stats import PRECISION
 from qlab.suggest import near
 
@@ -70,6 +72,7 @@ class Act:
 _TOKEN, _TENSOR = Spec(INT8, "row"), Spec(INT8, "tensor")
 _UTOKEN = Spec(UINT8, "row", zero=UINT8, rule=gptq_asym)  # asymmetric: both ends are used
 _UTENSOR = _UTOKEN.replace(block="tensor")
+_FTENSOR = Spec(FP8, "tensor")
 
 # "token", "tensor": the scale of each input is its own (dynamic); "static": found once, on text.
 ACTS: dict[str, Act] = {
@@ -81,7 +84,16 @@ ACTS: dict[str, Act] = {
     "uint8_static": Act(_UTENSOR, static=True),
     "llm_int8": Act(_TOKEN, threshold=6.0),  # Dettmers et al. 2022, arXiv 2208.07339
     "fp8_token": Act(Spec(FP8, "row")),
+    "fp8_tensor": Act(_FTENSOR),
+    "fp8_static": Act(_FTENSOR, static=True),
+    "fp8_tile": Act(Spec(FP8, (1, 128), rule=absmax_floored)),  # DeepSeek-V3, arXiv 2412.19437
     "int4_token": Act(Spec(INT4, "row")),
+    # Blocks along the channels, as the weights of the same name have them; the second scale of
+    # nvfp4 is one a sequence.
+    **{
+        name: Act(specs.SPECS[name])
+        for name in ("mxfp8", "mxfp6_e2m3", "mxfp4", "mxfp4_rceil", "nvfp4")
+    },
 }
 
 
@@ -145,9 +157,44 @@ def integer(w: jax.Array | QTensor | Spec, act: Act) -> bool:
     return plain and symmetric and (act.spec.zero is None or isinstance(act.spec.zero, Format))
 
 
+def product(w: jax.Array | QTensor | Spec, act: Act) -> str:
+    """What `act_matmul` multiplies: "int" (see `integer`), "fp8", or "float".
+
+    "fp8": both sides are E4M3 or E5M2 under scales alone, weights in their own order, no channels
+    apart, and the blocks of both along the inputs are equally long, or whole on one side.
+
+    Args:
+        w: the weights, or their Spec.
+        act: how the inputs are quantized.
+
+    Example:
+        >>> from qlab.specs import SPECS
+        >>> [product(SPECS[n], ACTS["fp8_tile"]) for n in ("fp8_block", "fp8_channel", "mxfp8")]
+        ['fp8', 'fp8', 'float']
+    """
+    if integer(w, act):
+        return "int"
+    spec = w.spec if isinstance(w, QTensor) else w
+    ordered = not isinstance(w, QTensor) or w.perm is None
+    if not isinstance(spec, Spec) or act.threshold is not None or not ordered:
+        return "float"
+    both = (spec, act.spec)
+    plain = all(s.format in (FP8, FP8_E5M2) and s.scale is not None for s in both)
+    plain = plain and all(s.zero is None and s.offset is None for s in both)
+    widths = {_width(s) for s in both} - {None}
+    return "fp8" if plain and len(widths) <= 1 else "float"
+
+
+def _width(spec: Spec) -> int | None:
+    """How many inputs share a scale; None: all."""
+    if isinstance(spec.block, str):
+        return None
+    return spec.block if isinstance(spec.block, int) else spec.block[-1]
+
+
 def act_matmul(x: jax.Array, w: jax.Array | QTensor, act: Act) -> jax.Array:
-    """x Wᵀ with quantized inputs: int8 × int8 summed in int32 where `integer(w, act)` is true,
-    else the float32 product of the quantized values.
+    """x Wᵀ with quantized inputs: int8 × int8 summed in int32, or fp8 × fp8 summed in float32,
+    where `product(w, act)` says so; else the float32 product of the quantized values.
 
     Integers: all sums are exact, and one multiplication by s_x s_w ends them; inputs with a zero
     point (Jacob et al. 2017, arXiv 1712.05877, eq. 7) take z_x times the row sums of the weights'
@@ -160,6 +207,11 @@ def act_matmul(x: jax.Array, w: jax.Array | QTensor, act: Act) -> jax.Array:
     its outlier channels are those of the whole batch, its token scales leave out the outlying
     numbers and not their whole channels, and it computes in float16. Masks choose the channels, so
     this shows the arithmetic and not the speed: the float product costs a full one.
+
+    FP8: arrays of float8 go into each product. Of blocks along the inputs every partial product is
+    multiplied by its s_x s_w and added in float32, as DeepSeek-V3's kernel does (DeepSeek-AI 2024,
+    arXiv 2412.19437, §3.3). A CPU converts the operands and sums in float32 throughout, where an
+    H100 keeps fewer bits inside a product: tensor cores are not imitated.
 
     Args:
         x: (..., time, in) floating point; every leading index is a sequence of its own, so the
@@ -221,9 +273,12 @@ def _codes(x: jax.Array, act: Act) -> QTensor:
 
 def _product(x: jax.Array, w: jax.Array | QTensor, act: Act) -> jax.Array:
     """One sequence: (time, in) -> (time, out) float32."""
-    if not isinstance(w, QTensor) or not integer(w, act):
+    how = product(w, act)
+    if not isinstance(w, QTensor) or how == "float":
         w = dequantize(w) if isinstance(w, QTensor) else w.astype(jnp.float32)
         return jnp.matmul(quantized_inputs(x, act), w.T, precision=PRECISION)
+    if how == "fp8":
+        return _fp8_product(_codes(x, act), w)
     inside, outlying = _split(x, act)
     y = _integer_product(_codes(inside, act), w)
     if act.threshold is None:
@@ -244,6 +299,37 @@ def _integer_product(x: QTensor, w: QTensor) -> jax.Array:
         moved = shift - (jnp.int32(0) if x_zero is None else x_zero.astype(jnp.int32))
         total = total + moved * qw.astype(jnp.int32).sum(axis=1)
     return multiply(total.astype(jnp.float32), x_scale * w_scale.T)
+
+
+def _fp8_product(x: QTensor, w: QTensor) -> jax.Array:
+    """Σ_k s_x s_w Σ_{j in block k} q_x q_w: (time, in), (out, in) -> (time, out) float32."""
+    inner = x.shape[1]
+    width = _width(x.spec) or _width(w.spec) or inner
+    (qx, x_scale), (qw, w_scale) = (_fp8_blocks(q, width) for q in (x, w))
+    along_in = (((1,), (1,)), ((), ()))
+
+    def add(total: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        a, b, a_scale, b_scale = block
+        part = jax.lax.dot_general(
+            a, b, along_in, precision=PRECISION, preferred_element_type=jnp.float32
+        )
+        return total + multiply(part, a_scale * b_scale.T), None
+
+    start = jnp.zeros((qx.shape[1], qw.shape[1]), jnp.float32)
+    return jax.lax.scan(add, start, (qx, qw, x_scale, w_scale))[0]
+
+
+def _fp8_blocks(q: QTensor, width: int) -> tuple[jax.Array, jax.Array]:
+    """Codes (blocks, rows, width) as an fp8 dtype, zeros after the end, and their scales (blocks,
+    rows, 1).
+    """
+    assert q.codes is not None
+    rows, inner = q.codes.shape
+    scale, _, _ = spread_ranges(q, (rows, inner))
+    assert scale is not None
+    values = jax.lax.bitcast_convert_type(q.codes, jnp.dtype(q.spec.format.dtype))
+    values = jnp.pad(values, ((0, 0), (0, -inner % width)))
+    return values.reshape(rows, -1, width).swapaxes(0, 1), scale[:, ::width].T[:, :, None]
 
 
 def _int8(q: QTensor) -> tuple[jax.Array, int]:

@@ -45,6 +45,13 @@ def absmax(blocks: jax.Array, format: Format) -> Ranges:
     return divide(extreme, format.max), None, None
 
 
+def absmax_floored(blocks: jax.Array, format: Format) -> Ranges:
+    """scale = max(max|x|, 10⁻⁴) / hi: DeepSeek-V3's activation tiles (arXiv 2412.19437, §3.3; its
+    inference/kernel.py).
+    """
+    return divide(jnp.maximum(_amax(blocks), 1e-4), format.max), None, None
+
+
 def absmax_mid(blocks: jax.Array, format: Format) -> Ranges:
     """scale = max|w| / ((hi − lo) / 2) (INT4: 7.5), qwix's bound: the extreme clips by half."""
     return divide(_amax(blocks), (format.max - format.min) / 2), None, None
@@ -186,7 +193,7 @@ def _mantissa_bits(format: Format) -> int:
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
-        *(absmax, absmax_mid, absmax_full, signed_absmax, absmean, minmax, minmax0),
+        *(absmax, absmax_floored, absmax_mid, absmax_full, signed_absmax, absmean, minmax, minmax0),
         *(gptq_asym, gptq_sym, awq_asym, awq_sym, hqq_minmax),
         *(pow2_floor, pow2_rceil, pow2_ceil, pow2_even, nvfp4),
     )

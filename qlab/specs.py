@@ -125,6 +125,7 @@ TABLE: dict[str, Entry] = {
     "uint4_g64": Entry(Spec(UINT4, 64, "float16", zero=UINT4, rule=gptq_asym), 4.3125, _GPTQ),
     "uint4_g32": Entry(Spec(UINT4, 32, "float16", zero=UINT4, rule=gptq_asym), 4.625, _GPTQ),
     "uint3_g64": Entry(Spec(UINT3, 64, "float16", zero=UINT3, rule=gptq_asym), 3.296875, _GPTQ),
+    "uint2_g128": Entry(Spec(UINT2, 128, "float16", zero=UINT2, rule=gptq_asym), 2.140625, _GPTQ),
     "uint2_g64": Entry(Spec(UINT2, 64, "float16", zero=UINT2, rule=gptq_asym), 2.28125, _GPTQ),
     # The originals' own grids: GPTQ's symmetric rule mirrors only where a row has a negative
     # weight.

@@ -169,5 +169,6 @@ def test_unsupported_pairs_raise_naming_both_and_are_counted(stats):
     counts = {m: sum(name == m for name, _ in SUPPORTED) for m in METHODS}
     # A number that falls is a promise withdrawn: change it knowingly.
     all_of_them = dict.fromkeys(("rtn", "gptq", "awq", "smoothquant"), len(TABLE))
-    # hqq: only one of the Specs has a real zero point; kquants: the containers of ggml
-    assert counts == all_of_them | {"hqq": 1, "kquants": 16}
+    # hqq: only one of the Specs has a real zero point; kquants: the containers of ggml;
+    # four_over_six: NVFP4
+    assert counts == all_of_them | {"hqq": 1, "kquants": 16, "four_over_six": 1}

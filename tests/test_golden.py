@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from qlab import specs
+from qlab.activations import ACTS
 from qlab.formats import FORMATS
+from qlab.methods import four_over_six
 from qlab.qtensor import QTensor, Spec, dequantize, fit, quantize
 from qlab.specs import SPECS
 
@@ -48,6 +50,11 @@ def bnb():
 @pytest.fixture(scope="module")
 def torchao():
     return Vectors("torchao")
+
+
+@pytest.fixture(scope="module")
+def fouroversix():
+    return Vectors("fouroversix")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,28 @@ def test_bitsandbytes_four_bits(bnb, kind, spec, format):
     bnb.equal(q.scale, f"{kind}_absmax")
     bnb.equal(q.codes, f"{kind}_codes", plus_zero(bnb[f"{kind}_codes"], format))
     bnb.equal(both_ways(q), f"{kind}_out")
+
+
+def flushed(got, want: np.ndarray) -> np.ndarray:
+    """The original's numbers with 0 for the subnormal ones that are 0 here: XLA reads a subnormal
+    float32 as 0.
+    """
+    got = np.asarray(got).reshape(want.shape)
+    return np.where((np.abs(want) < 2.0**-126) & (got == 0), 0, want).astype(want.dtype)
+
+
+@pytest.mark.parametrize(
+    "kind, spec, format", [("nf4", "nf4", "NF4"), ("fp4", "fp4_bnb", "BNB_FP4")]
+)
+def test_bitsandbytes_extremes(bnb, kind, spec, format):
+    """The largest floats and single numbers; a block of subnormal ones has scale 0 here."""
+    q, name = quantize(bnb[f"extremes_{kind}_w"], SPECS[spec]), f"extremes_{kind}"
+    bnb.equal(q.scale, f"{name}_absmax", flushed(q.scale, bnb[f"{name}_absmax"]))
+    bnb.equal(both_ways(q), f"{name}_out", flushed(dequantize(q), bnb[f"{name}_out"]))
+    alive = np.asarray(q.scale).reshape(-1) != 0
+    assert (~alive).sum() == 4 + (bnb[f"{name}_absmax"] == 0).sum()
+    theirs = plus_zero(bnb[f"{name}_codes"], format).reshape(-1, 64)[alive]
+    bnb.equal(np.asarray(q.codes).reshape(-1, 64)[alive], f"{name}_codes", theirs)
 
 
 DOUBLE = ["row4096", "row576", "square"]
@@ -158,6 +187,41 @@ def test_torchao_mx(torchao, name):
     torchao.equal(both_ways(q), f"{name}_out")
 
 
+@pytest.mark.parametrize("name", MX)
+def test_torchao_mx_extremes(torchao, name):
+    """Maxima at, just above and just below where a mode changes its scale; the largest floats;
+    subnormal ones, which are 0 here. In one block of "rceil" torchao's log2 in float32 loses the
+    last bit: amax / 6 is one float above 2⁻¹⁰⁰, and it takes 2⁻¹⁰⁰, which clips."""
+    q, said = quantize(torchao["extremes_w"], SPECS[name]), f"extremes_{name}"
+    scale, want = np.asarray(q.scale.codes).reshape(-1, 4), torchao[f"{said}_scale"]
+    wrong = np.argwhere(scale != want).tolist()
+    assert wrong == ([[5, 2]] if name == "mxfp4_rceil" else [])
+    got, out, fits = both_ways(q), torchao[f"{said}_out"], np.ones((len(want), 4, 1), bool)
+    for row, block in wrong:
+        assert scale[row, block] == want[row, block] + 1
+        largest = np.abs(torchao["extremes_w"].reshape(-1, 4, 32)[row, block]).max()
+        assert largest > 6 * 2.0 ** (int(want[row, block]) - 127)
+        fits[row, block] = False
+    # Scale code 0 is 2⁻¹²⁷, which XLA reads as 0 too: the whole block is 0.
+    fits &= (want != 0)[:, :, None]
+    assert (got.reshape(len(want), 4, 32)[want == 0] == 0).all()
+    here = np.broadcast_to(fits, (len(want), 4, 32)).reshape(out.shape)
+    torchao.equal(got[here], f"{said}_out", flushed(got, out)[here])
+    whole = here & (np.abs(out) >= 2.0**-126)
+    codes = plus_zero(torchao[f"{said}_codes"], SPECS[name].format.name)
+    torchao.equal(np.asarray(q.codes)[whole], f"{said}_codes", codes[whole])
+
+
+@pytest.mark.parametrize("name", MX[4:])
+def test_torchao_mx_ties(torchao, name):
+    """Every number halfway between two values of FP8 and FP6, with the largest in each block."""
+    q, said = quantize(torchao[f"ties_{name}_w"], SPECS[name]), f"ties_{name}"
+    torchao.equal(q.scale.codes, f"{said}_scale")
+    codes = plus_zero(torchao[f"{said}_codes"], SPECS[name].format.name)
+    torchao.equal(q.codes, f"{said}_codes", codes)
+    torchao.equal(both_ways(q), f"{said}_out")
+
+
 @pytest.mark.parametrize("name", ["nvfp4", "nvfp4_ties", "nvfp4_clamped"])
 def test_torchao_nvfp4(torchao, name):
     """torchao multiplies by the reciprocal of the combined scale, qlab divides: no code of these
@@ -187,6 +251,46 @@ def test_torchao_fp8_blocks(torchao):
     q = quantize(w, SPECS["fp8_block"])
     torchao.equal(q.scale, "fp8_block_scale")
     torchao.equal(q.codes, "fp8_block_codes", plus_zero(torchao["fp8_block_codes"], "FP8"))
+
+
+@pytest.mark.parametrize(
+    "name, w, spec", [("fp8_ties", "fp8_ties_w", "fp8_channel"), ("fp8_tile", "w", "fp8_tile")]
+)
+def test_fp8_rows_and_tiles(torchao, name, w, spec):
+    """A scale a row, with ties; and DeepSeek-V3's 1 × 128 tiles of activations, zeros included."""
+    q = quantize(torchao[w], SPECS.get(spec) or ACTS[spec].spec)
+    torchao.equal(q.scale, f"{name}_scale")
+    torchao.equal(q.codes, f"{name}_codes", plus_zero(torchao[f"{name}_codes"], "FP8"))
+    torchao.equal(both_ways(q), f"{name}_out")
+
+
+# ---- Four over Six -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case, beyond", [("normal", 0), ("heavy", 0), ("bad", 2), ("large", 16), ("zeros", 0)]
+)
+def test_four_over_six(fouroversix, case, beyond):
+    """Scales and values are equal in every block but those in which the reference computes with
+    values beyond 6: under the coarse smallest scales of E4M3 it rounds to 8, which FP4 lacks, and
+    finds the block at 6 better than it is. No such block is farther from the weights here."""
+    w = fouroversix[f"{case}_w"]
+    q, facts = four_over_six.with_facts(w, None, SPECS["nvfp4"])
+    values = fouroversix[f"{case}_values"].astype(np.float32).reshape(-1, 16)
+    scale = fouroversix[f"{case}_scale"].reshape(-1)
+    fits = (np.abs(values) <= 6).all(axis=1)
+    assert (~fits).sum() == beyond
+    got = FORMATS["FP4"].grid[np.asarray(q.codes)].reshape(-1, 16)
+    fouroversix.equal(got[fits], f"{case}_values", values[fits])
+    fouroversix.equal(np.asarray(q.scale.codes)[fits], f"{case}_scale", scale[fits])
+    np.testing.assert_array_equal(
+        q.scale.scale, fouroversix[f"{case}_amax"] / np.float32(6 * 256), strict=False
+    )
+    unit = FORMATS["FP8"].grid[scale][:, None] * float(q.scale.scale[0])
+    near = np.square(both_ways(q).reshape(-1, 16) - w.reshape(-1, 16)).sum(axis=1)
+    far = np.square(np.clip(values, -6, 6) * unit - w.reshape(-1, 16)).sum(axis=1)
+    assert (near <= far * (1 + 1e-6)).all()
+    assert 0 <= float(facts["four"]) <= 1
 
 
 # ---- the quantizers of GPTQ, AWQ and HQQ ---------------------------------------------------------

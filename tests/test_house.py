@@ -27,7 +27,7 @@ LAYERS = {
     "arithmetic": 0, "formats": 0, "cache": 0, "suggest": 0,
     "rules": 1, "describe": 1, "qtensor": 1,
     "specs": 2, "stats": 2, "packing": 2, "ranges": 2,
-    "activations": 2.5, "observers": 2.5,
+    "activations": 2.5, "observers": 2.5, "fp8": 2.5,
     "methods": 3, "kernels": 3,
     "io": 4,
     "models": 5, "data": 5,

@@ -3,6 +3,7 @@ here.
 """
 
 from qlab.methods.awq import awq
+from qlab.methods.four_over_six import four_over_six
 from qlab.methods.gptq import gptq
 from qlab.methods.hqq import hqq
 from qlab.methods.kquants import kquants
@@ -17,4 +18,5 @@ METHODS: dict[str, Method] = {
     "smoothquant": smoothquant,
     "hqq": hqq,
     "kquants": kquants,
+    "four_over_six": four_over_six,
 }

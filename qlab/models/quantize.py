@@ -19,8 +19,8 @@ from typing import Any
 import jax
 from tqdm.auto import tqdm
 
-from qlab.activations import integer
 from qlab.activations import name_of as act_name
+from qlab.activations import product
 from qlab.models.calibrate import Batches, as_batches
 from qlab.models.fold import Folded, check_objective, fold_block
 from qlab.models.judge import Seen, quantize_layer, rescaled
@@ -35,6 +35,13 @@ from qlab.observers import static
 from qlab.qtensor import QTensor, dequantize
 from qlab.stats import Stats
 from qlab.suggest import counted, near
+
+# What `activations.product` says, in the words of the report.
+PRODUCTS = {
+    "int": "products of integers",
+    "fp8": "products of FP8 values",
+    "float": "float products",
+}
 
 
 def quantize_model(
@@ -370,7 +377,7 @@ def _inputs_said(job: Job) -> list[str]:
     found: dict[str, int] = {}
     for task in job.tasks:
         if task.act is not None:
-            how = "products of integers" if integer(task.spec, task.act) else "float products"
+            how = PRODUCTS[product(task.spec, task.act)]
             line = f"inputs {act_name(task.act)}, {how}; the losses are those of the weights alone"
             found[line] = found.get(line, 0) + 1
     return [f"{counted(count, 'linear')}: {line}" for line, count in found.items()]

@@ -71,8 +71,8 @@ def dense(model: Transformer) -> Transformer:
     """The same function with every QTensor dequantized to float32.
 
     All quantized variants of a model become one structure and so share one compiled program.
-    Linears whose inputs are quantized too keep their codes: they multiply integers. Packed linears
-    stay packed.
+    Linears whose inputs are quantized too keep their codes: they multiply integers or FP8. Packed
+    linears stay packed.
     """
 
     def floats(_: str, layer: Linear) -> Linear:

@@ -11,7 +11,7 @@ from qlab.plots.kv import kv_channels, kv_losses
 from qlab.plots.layers import layer_losses
 from qlab.plots.quality import continuations, size_quality
 from qlab.plots.style import COLOURS, png, save
-from qlab.plots.training import training_curve
+from qlab.plots.training import training_arms, training_curve
 
 __all__ = [
     "COLOURS",
@@ -24,6 +24,7 @@ __all__ = [
     "png",
     "save",
     "size_quality",
+    "training_arms",
     "training_curve",
     "weights_on_grid",
 ]

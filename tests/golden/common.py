@@ -58,6 +58,43 @@ def midpoints(levels) -> np.ndarray:
     return ((v[1:] + v[:-1]) / np.float32(2)).astype(np.float32)
 
 
+def ties(levels, block: int, rows: int = 2) -> np.ndarray:
+    """(rows, columns) float32: every number halfway between two levels, the largest level once in
+    every block, and each row 2⁻⁷ times the one before.
+    """
+    middle, top = midpoints(levels), np.float32(max(levels, key=abs))
+    columns = block * -(-len(middle) // (block - 1))
+    row = np.resize(middle, (columns // block, block))
+    row[:, 1:] = np.resize(middle, (columns // block, block - 1))
+    row[:, 0] = top
+    return np.stack([row.reshape(-1) * np.float32(2.0 ** (-7 * i)) for i in range(rows)])
+
+
+def extremes(tops, block: int) -> np.ndarray:
+    """(rows, 4 · block) float32: blocks whose largest magnitude is exactly, just above and just
+    below a number at which a scale changes; the largest floats; subnormal ones; single numbers.
+
+    Args:
+        tops: such numbers.
+        block: weights that share a scale.
+    """
+    rng = np.random.default_rng(SEED + 2)
+    top = np.array(tops, np.float32)
+    near = np.stack([top, np.nextafter(top, np.float32(np.inf)), np.nextafter(top, np.float32(0))])
+    near = near.T.reshape(-1)
+    near = np.resize(near, (-(-len(near) // 4) * 4))
+    w = rng.uniform(-1, 1, (len(near), block)).astype(np.float32) * near[:, None]
+    w[:, block // 2] = near * np.where(np.arange(len(near)) % 2, -1, 1)
+    w = w.reshape(-1, 4 * block)
+    large = rng.uniform(-1, 1, (1, 4 * block)).astype(np.float32) * np.finfo(np.float32).max
+    large[0, ::block] = np.finfo(np.float32).max
+    small = rng.standard_normal((1, 4 * block)).astype(np.float32) * np.float32(1e-39)
+    tiny = rng.standard_normal((1, 4 * block)).astype(np.float32) * np.float32(1e-36)
+    alone = np.zeros((1, 4 * block), np.float32)
+    alone[0, 3::block] = [1e-30, -1e4, 448.0, -(2.0**-126)]
+    return np.concatenate([w, large, small, tiny, alone])
+
+
 def save(peer: str, arrays: dict[str, np.ndarray], packages: list[str], notes: dict) -> None:
     """Writes `<peer>.npz`, or with --check compares with it.
 

@@ -7,7 +7,7 @@ its high nibble.
 import bitsandbytes.functional as F
 import numpy as np
 import torch
-from common import SEED, matrix, save
+from common import SEED, extremes, matrix, save
 
 
 def unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
@@ -35,6 +35,8 @@ def main() -> None:
         arrays[f"{kind}_levels"] = levels
         found = quantize(matrix(512, levels), kind, double=False)
         arrays |= {f"{kind}_{k}": a for k, a in found.items()}
+        edge = extremes([1, 0.5, 448, 1e-20], 64)
+        arrays |= {f"extremes_{kind}_{k}": a for k, a in quantize(edge, kind, double=False).items()}
     rng = np.random.default_rng(SEED + 1)
     # 64 scales, 9 scales (one short block of the 256), 512 scales (two blocks of 256).
     for name, shape in {"row4096": (1, 4096), "row576": (1, 576), "square": (32, 1024)}.items():
