@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qlab.activations import Act, act_matmul
+from qlab.methods.trained import LearnedClip, Trained
 from qlab.qtensor import QTensor, dequantize
 
 # Products of float32 stay float32 on every device; a GPU or TPU would otherwise round the operands
@@ -68,29 +69,39 @@ class Label:
         return hash(Label)
 
 
-def as_array(weight: jax.Array | QTensor) -> jax.Array:
-    """The numbers a weight stands for: itself, or a QTensor's `dequantize`."""
+Weight = jax.Array | QTensor | Trained
+
+
+def as_array(weight: Weight) -> jax.Array:
+    """The numbers a weight stands for: itself, a QTensor's `dequantize`, or the rounded value of
+    one in training, with its gradient.
+    """
+    if isinstance(weight, Trained):
+        return weight.value()
     return dequantize(weight) if isinstance(weight, QTensor) else weight
 
 
 class Linear(nnx.Module):
     """y = x Wᵀ + b with W (out, in): the one place where a weight is transposed.
 
-    With `act` the input is quantized too, and where both sides are integers so is the product.
+    With `act` the input is quantized too, and where both sides are integers so is the product. A
+    weight in training (`Trained`) multiplies as the QTensor that it becomes.
     """
 
     def __init__(
         self,
-        weight: jax.Array | QTensor,
+        weight: Weight,
         bias: jax.Array | None = None,
-        act: Act | None = None,
+        act: Act | LearnedClip | None = None,
     ):
         self.weight = nnx.data(weight)  # (out, in)
         self.bias = nnx.data(bias)  # (out,) or None
         self.act = nnx.data(act)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.act is not None:
+        if isinstance(self.weight, Trained):
+            y = self.weight.product(x, self.act)
+        elif self.act is not None:
             y = act_matmul(x, self.weight, self.act)
         else:
             y = jnp.matmul(x, as_array(self.weight).T, precision=PRECISION)
@@ -100,7 +111,7 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """Row `token` of a (vocab, hidden) table; the same table reads logits out of a tied model."""
 
-    def __init__(self, weight: jax.Array | QTensor):
+    def __init__(self, weight: Weight):
         self.weight = nnx.data(weight)  # (vocab, hidden)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
