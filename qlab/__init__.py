@@ -37,6 +37,7 @@ if _TYPE_CHECKING:
         generate,
         imatrix,
         load,
+        qat,
         quantize_model,
         save,
     )
@@ -49,6 +50,7 @@ _LAZY = {
     "calibrate": "qlab.models",  # what every layer reads of a text
     "calibration_batches": "qlab.models",  # sequences of the calibration texts
     "quantize_model": "qlab.models",  # a method on every linear layer
+    "qat": "qlab.models",  # training while quantized
     "generate": "qlab.models",  # text from a model
     "save": "qlab.models",  # a model to a folder or a GGUF file
     "imatrix": "qlab.models",  # the importance of every column, for GGUF's encoders
@@ -99,6 +101,7 @@ __all__ = [
     "output_error",
     "pack",
     "plots",
+    "qat",
     "quantize",
     "quantize_model",
     "rtn",

@@ -7,6 +7,8 @@ from qlab.models.generate import generate
 from qlab.models.importance import imatrix
 from qlab.models.load import load
 from qlab.models.mixtures import MIXTURES
+from qlab.models.prepare import convert, prepare
+from qlab.models.qat import Progress, qat, qat_steps
 from qlab.models.quantize import quantize_model
 from qlab.models.report import LayerReport, Report
 from qlab.models.save import save
@@ -21,11 +23,13 @@ __all__ = [
     "Label",
     "LayerReport",
     "Linear",
+    "Progress",
     "Report",
     "Tokenizer",
     "Transformer",
     "calibrate",
     "calibration_batches",
+    "convert",
     "dense",
     "dither",
     "generate",
@@ -35,6 +39,9 @@ __all__ = [
     "linears",
     "load",
     "map_linears",
+    "prepare",
+    "qat",
+    "qat_steps",
     "quantize_model",
     "save",
     "scale_channels",
