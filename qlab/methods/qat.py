@@ -4,16 +4,16 @@
 
 Forward every function here gives exactly `dequantize(q)`, q = quantize(w, …); they differ backward.
 
-    ste      ∂ŵ/∂w = 1                                       Bengio et al. 2013, arXiv 1308.3432
-    clipped  ∂ŵ/∂w = 1 where w is not clipped, else 0        torch's fake_quantize; LLM-QAT, 2305.17888
-    lsq      ∂ŵ/∂w = 1 where n < u < p, else 0               Esser et al. 2019, arXiv 1902.08153,
-             ∂ŵ/∂s = (c − z) − u there, n or p beyond        eqs. 3 and 5; for integers −w/s + round(w/s)
-             ∂ŵ/∂o = 0 there, 1 beyond                       LSQ+, Bhalgat et al. 2020, arXiv 2004.09576
-    pact     ∂x̂/∂α = sign x where |x| ≥ α, else 0            Choi et al. 2018, arXiv 1805.06085, eq. 3
-    bitnet   `ste` with absmean ternary weights              Ma et al. 2024, arXiv 2402.17764, eqs. 1–3
+    ste      ∂ŵ/∂w = 1                                 Bengio et al. 2013, arXiv 1308.3432
+    clipped  ∂ŵ/∂w = 1 where w is not clipped, else 0  torch's fake_quantize; arXiv 2305.17888
+    lsq      ∂ŵ/∂w = 1 where n < u < p, else 0         Esser et al. 2019, arXiv 1902.08153, eq. 3, 5
+             ∂ŵ/∂s = (c − z) − u there, n or p beyond  for integers −w/s + round(w/s)
+             ∂ŵ/∂o = 0 there, 1 beyond                 Bhalgat et al. 2020, arXiv 2004.09576
+    pact     ∂x̂/∂α = sign x where |x| ≥ α, else 0      Choi et al. 2018, arXiv 1805.06085, eq. 3
+    bitnet   `ste`, absmean ternary weights            Ma et al. 2024, arXiv 2402.17764, eqs. 1–3
 
-paper · name here · shape:  v, w · w · (out, in),  s · step · one a block,  β · offset · one a block,
-z · zero · one a block,  Q_P, Q_N · p, −n,  N · sharing,  α · alpha · ().
+paper · name here · shape:  v, w · w · (out, in),  s · step,  β · offset,  z · zero · one a block,
+Q_P, Q_N · p, −n,  N · sharing,  α · alpha · ().
 """
 
 from __future__ import annotations
