@@ -243,7 +243,8 @@ def write(found: dict[str, Any], rounds: int, steps: int, devices: int) -> None:
     page = [
         "# A training step, float and while quantized", "",
         f"Written by `python benchmarks/qat.py --torch PYTHON`; not edited by hand. "
-        f"{facts['what']}, next-token loss, AdamW; {rounds} rounds in turn of {steps} steps each; {said}; "
+        f"{facts['what']}, next-token loss, AdamW; {rounds} rounds in turn of {steps} steps each; "
+        f"{said}; "
         f"{facts['device']}, load average {facts['load_average']:.1f}.", "",
         "| side | step | median ms | best ms | by its float step | the same, processor time "
         "| times torch's speed |",

@@ -217,7 +217,9 @@ def test_prepare_equals_convert(name, act, method):
 def test_a_prepared_model_is_an_ordinary_one():
     prepared = prepare(MODEL, {"*.mlp.*": "int3_g64"}, method="lsq")
     converted = convert(prepared)
-    assert generate(prepared, "the", tokens=4) == generate(converted, "the", tokens=4)
+    assert generate(prepared, "the", max_new_tokens=4) == generate(
+        converted, "the", max_new_tokens=4
+    )
     text = {"own": "the end of the beginning is in a thesis " * 20}
     mine = evaluate(prepared, texts=text, context=32, tokens=128, progress=False)
     other = evaluate(converted, texts=text, context=32, tokens=128, progress=False)

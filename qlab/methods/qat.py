@@ -115,6 +115,7 @@ def _in_steps(w: jax.Array, q: QTensor):
     u = w if offset is None else w - offset
     if scale is not None:
         u = divide(u, jnp.where(scale == 0, 1.0, scale))
+    assert q.codes is not None
     c = from_codes(q.codes, q.spec, None, zero, None)
     shift = 0.0 if zero is None else zero
     return u, c, q.spec.format.min - shift, q.spec.format.max - shift

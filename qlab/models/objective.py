@@ -33,9 +33,9 @@ class Head(NamedTuple):
 class Mix(NamedTuple):
     """The weights of the two losses and the temperature: () float32 each."""
 
-    ce: jax.Array
-    kl: jax.Array
-    temperature: jax.Array
+    ce: Any
+    kl: Any
+    temperature: Any
 
 
 def head_of(model: Transformer, tokens: jax.Array) -> Head:

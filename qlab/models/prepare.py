@@ -18,7 +18,6 @@ from qlab.models.plan import Plan, Rule, make_plan
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear, Transformer, as_array
 from qlab.observers import static
-from qlab.qtensor import QTensor
 from qlab.stats import Stats
 from qlab.suggest import near
 
@@ -62,7 +61,7 @@ def prepare(
     def change(path: str, layer: Linear) -> Linear:
         task = plan[path]
         if task is None:
-            return Linear(_master(layer), layer.bias, layer.act)
+            return _left(layer)
         w = _master(layer)
         start = estimators.lsq_start(w, task.spec) if method == "lsq" else {}
         inputs = _inputs(path, method, task.act, stats)
@@ -127,10 +126,16 @@ _quantized = jax.jit(lambda weight: weight.quantized())
 _act = jax.jit(lambda clip: clip.act())
 
 
-def _master(layer: Linear) -> jax.Array | QTensor:
+def _master(layer: Linear) -> jax.Array:
     """The float weights: of one in training those beneath, not what they round to."""
-    weight = layer.weight
-    return weight.w if isinstance(weight, Trained) else as_array(weight)
+    return layer.weight.w if isinstance(layer.weight, Trained) else as_array(layer.weight)
+
+
+def _left(layer: Linear) -> Linear:
+    """A linear that is not rounded here: float, or with the codes it came with."""
+    if isinstance(layer.weight, Trained):
+        return Linear(layer.weight.w, layer.bias)
+    return Linear(layer.weight, layer.bias, layer.act)
 
 
 def _inputs(

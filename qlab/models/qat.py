@@ -14,7 +14,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,9 @@ from qlab.models.objective import Mix, batch_loss
 from qlab.models.plan import Plan, Rule, Task
 from qlab.models.prepare import convert, needs_stats, plan_of, prepare
 from qlab.models.provenance import code_hash, fingerprint_of, task_in_words, versions, weights_hash
-from qlab.models.report import Report
+from qlab.models.report import LayerReport, Report
 from qlab.models.surgery import dense, linears
-from qlab.models.train_state import Checkpoints, State, filled, trainable
+from qlab.models.train_state import Checkpoints, Params, State, filled, trainable
 from qlab.models.transformer import Label, Linear, Transformer
 from qlab.specs import name_of
 from qlab.suggest import counted
@@ -293,10 +293,12 @@ class Run:
         return f"; the checkpoint of step {steps[-1]} is kept" if steps else ""
 
     def _progress(self, step: int, loss: float, share: float, state: State) -> Progress:
-        time = self.text.tokens.shape[1] - 1
-        tokens = step * self.settings.batch * time
         model = filled(self.prepared, state.params)
-        return Progress(step, self.settings.steps, loss, share, tokens, model)
+        return Progress(step, self.settings.steps, loss, share, self._tokens(step), model)
+
+    def _tokens(self, step: int) -> int:
+        """Predictions in so many steps, padding counted."""
+        return step * self.settings.batch * (self.text.tokens.shape[1] - 1)
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (batch, time + 1) of a step, and the weights (batch, time) of predictions: one
@@ -352,37 +354,39 @@ class Run:
 
     def finished(self, prepared: Transformer, losses: list[float]) -> Transformer:
         """The converted model with its label."""
-        new = convert(prepared)
-        rows = []
-        after = linears(new)
-        for path, layer in linears(prepared).items():
-            if isinstance(layer.weight, Trained):
-                q = after[path].weight
-                task = Task(lambda w, stats, spec, q=q: q, {}, layer.weight.spec, None)
-                rows.append(quantize_layer(path, Linear(layer.weight.w), task, Seen())[1])
-        s, model = self.settings, self.model
-        time = self.text.tokens.shape[1] - 1
-        tokens = s.steps * s.batch * time
+        new, model, method = convert(prepared), self.model, f"qat {self.method}"
+        layers = linears(prepared)
+        rows = tuple(
+            _row(path, layer.weight, linears(new)[path].weight)
+            for path, layer in layers.items()
+            if isinstance(layer.weight, Trained)
+        )
+        specs = list(dict.fromkeys(row.spec for row in rows))
+        spec = specs[0] if len(specs) == 1 else f"{len(specs)} specs"
+        left = tuple(path for path, x in layers.items() if isinstance(x.weight, jax.Array))
         few = max(1, min(10, len(losses) // 4))
         begin, end = (float(np.mean(part)) for part in (losses[:few], losses[-few:]))
+        tokens = self._tokens(self.settings.steps)
         what = "the next token" if self.teacher is None else f"{self.teacher.name} as teacher"
         notes = (
-            f"trained by {self.method} for {counted(s.steps, 'step')} on "
+            f"trained by {self.method} for {counted(self.settings.steps, 'step')} on "
             f"{counted(tokens, 'token')} ({what}): loss {begin:.3f} → {end:.3f}",
             "errors are those of the codes against the trained weights, not the old model's",
             "embedding and head are trained and not quantized",
         )
-        specs = list(dict.fromkeys(row.spec for row in rows))
-        spec = specs[0] if len(specs) == 1 else f"{len(specs)} specs"
-        left = tuple(path for path, task in self.plan.items() if task is None)
-        method = f"qat {self.method}"
-        report = Report(model.name, method, spec, tuple(rows), left, (*notes, *model.notes))
-        curve = {"loss": {"start": begin, "end": end, "steps": [round(x, 6) for x in losses]}}
-        provenance = {**self.provenance(), **curve, "tokens": tokens}
+        report = Report(model.name, method, spec, rows, left, (*notes, *model.notes))
+        curve = {"start": begin, "end": end, "steps": [round(x, 6) for x in losses]}
+        made = {**self.provenance(), "loss": curve, "tokens": tokens}
         name = " ".join(filter(None, (model.name, method, spec)))
-        new.label = Label(name, model.tokenizer, report, model.notes, provenance,
-                          model.label.header)  # fmt: skip
+        header = model.label.header
+        new.label = Label(name, model.tokenizer, report, model.notes, made, header)
         return new
+
+
+def _row(path: str, weight: Trained, q: Any) -> LayerReport:
+    """How far a layer's codes are from its trained weights."""
+    task = Task(lambda w, stats, spec: q, {}, weight.spec)
+    return quantize_layer(path, Linear(weight.w), task, Seen())[1]
 
 
 def _devices(given: Sequence[Any] | None, batch: int) -> tuple[Any, ...]:
@@ -436,7 +440,7 @@ def group(path: str, leaf: jax.Array) -> str:
 def _adamw(weight_decay: float) -> optax.GradientTransformation:
     """AdamW without its rate; learned steps move relative to their size, and do not decay."""
     adam = functools.partial(optax.scale_by_adam, b2=0.99)
-    kinds = {
+    kinds: dict[Any, optax.GradientTransformation] = {
         "matrices": optax.chain(adam(), optax.add_decayed_weights(weight_decay)),
         "vectors": adam(),
         "steps": optax.chain(adam(), optax.scale_by_param_block_rms(1e-8)),
@@ -455,18 +459,19 @@ def make_step(mesh: jax.sharding.Mesh, optimizer: Optimizer, donate: bool) -> Ca
     """
 
     def local(state: State, model, teacher, rows, weights, numbers):
-        def loss(params: Mapping[str, jax.Array]) -> jax.Array:
+        def loss(params: Params) -> jax.Array:
             return batch_loss(filled(model, params), rows, weights, numbers["mix"], teacher)
 
         value, gradient = jax.value_and_grad(loss)(state.params)
         value, gradient = jax.lax.psum((value, gradient), "data")
-        updates, moved = optimizer.transform.update(gradient, state.optimizer, state.params)
+        found, moved = optimizer.transform.update(gradient, state.optimizer, state.params)
+        updates = cast(Params, found)
         if optimizer.scheduled:
             rates = numbers["rates"]
             for path, update in updates.items():
                 kind = "steps" if group(path, update) == "steps" else "weights"
                 updates[path] = -rates[kind] * update
-        return State(optax.apply_updates(state.params, updates), moved), value
+        return State(cast(Params, optax.apply_updates(state.params, updates)), moved), value
 
     whole, split = P(), P("data")
     mapped = jax.shard_map(

@@ -101,7 +101,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if isinstance(self.weight, Trained):
             y = self.weight.product(x, self.act)
-        elif self.act is not None:
+        elif isinstance(self.act, Act):
             y = act_matmul(x, self.weight, self.act)
         else:
             y = jnp.matmul(x, as_array(self.weight).T, precision=PRECISION)
