@@ -37,6 +37,7 @@ if _TYPE_CHECKING:
         generate,
         imatrix,
         load,
+        qat,
         quantize_kv,
         quantize_model,
         save,
@@ -52,6 +53,7 @@ _LAZY = {
     "calibration_batches": "qlab.models",  # sequences of the calibration texts
     "quantize_model": "qlab.models",  # a method on every linear layer
     "quantize_kv": "qlab.models",  # keys and values in few bits
+    "qat": "qlab.models",  # training while quantized
     "generate": "qlab.models",  # text from a model
     "save": "qlab.models",  # a model to a folder or a GGUF file
     "imatrix": "qlab.models",  # the importance of every column, for GGUF's encoders
@@ -106,6 +108,7 @@ __all__ = [
     "output_error",
     "pack",
     "plots",
+    "qat",
     "quantize",
     "quantize_kv",
     "quantize_model",

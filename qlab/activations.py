@@ -255,11 +255,11 @@ def quantized_inputs(x: jax.Array, act: Act) -> jax.Array:
         >>> quantized_inputs(jnp.array([[127.0, 2.4]]), ACTS["int8_token"]).tolist()
         [[127.0, 2.0]]
     """
-    inside, outlying = _split(x.astype(jnp.float32), act)
-    return dequantize(_codes(inside, act)) + outlying
+    inside, outlying = split_outliers(x.astype(jnp.float32), act)
+    return dequantize(encode_inputs(inside, act)) + outlying
 
 
-def _split(x: jax.Array, act: Act) -> tuple[jax.Array, jax.Array]:
+def split_outliers(x: jax.Array, act: Act) -> tuple[jax.Array, jax.Array]:
     """x without and with only its outlier channels, zeros in their place."""
     if act.threshold is None:
         return x, jnp.zeros_like(x)
@@ -267,7 +267,8 @@ def _split(x: jax.Array, act: Act) -> tuple[jax.Array, jax.Array]:
     return jnp.where(outlying, 0.0, x), jnp.where(outlying, x, 0.0)
 
 
-def _codes(x: jax.Array, act: Act) -> QTensor:
+def encode_inputs(x: jax.Array, act: Act) -> QTensor:
+    """x (time, in) of one sequence, without outliers, as a QTensor."""
     return quantize(x, act.spec if act.ranges is None else act.ranges)
 
 
@@ -278,9 +279,9 @@ def _product(x: jax.Array, w: jax.Array | QTensor, act: Act) -> jax.Array:
         w = dequantize(w) if isinstance(w, QTensor) else w.astype(jnp.float32)
         return jnp.matmul(quantized_inputs(x, act), w.T, precision=PRECISION)
     if how == "fp8":
-        return _fp8_product(_codes(x, act), w)
-    inside, outlying = _split(x, act)
-    y = _integer_product(_codes(inside, act), w)
+        return _fp8_product(encode_inputs(x, act), w)
+    inside, outlying = split_outliers(x, act)
+    y = _integer_product(encode_inputs(inside, act), w)
     if act.threshold is None:
         return y
     return y + jnp.matmul(outlying, dequantize(w).T, precision=PRECISION)

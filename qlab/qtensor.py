@@ -219,23 +219,41 @@ def _fit(w: jax.Array, spec: Spec) -> QTensor:
         offset = ordered_mean(w.reshape(-1))
         w = w - offset
     scale, zero, shift = spec.rule(to_blocks(w, block_sizes(spec.block, w.shape)), spec.format)
-    if offset is None:
-        offset = _store(shift, spec.offset, "offset", spec.rule)
-    scale = _store(scale, spec.scale, "scale", spec.rule)
-    return QTensor(None, scale, _store(zero, spec.zero, "zero", spec.rule), offset, spec=spec)
+    return store_ranges(spec, scale, zero, shift if offset is None else offset)
+
+
+def store_ranges(
+    spec: Spec, scale: jax.Array, zero: jax.Array | None, offset: jax.Array | None
+) -> QTensor:
+    """Ranges as a Spec stores them, a QTensor without codes, from float32 numbers: one of each per
+    block (a mean, the offset "mean", is one number).
+    """
+    rule = spec.rule
+    shift = offset if spec.offset == "mean" else _store(offset, spec.offset, "offset", rule)
+    scales = _store(scale, spec.scale, "scale", rule)
+    return QTensor(None, scales, _store(zero, spec.zero, "zero", rule), shift, spec=spec)
+
+
+def load_ranges(q: QTensor, shape: tuple[int, ...]):
+    """scale, zero and offset of every block of weights of a shape, float32, or None: the reverse of
+    `store_ranges`.
+    """
+    counts = block_counts(block_sizes(q.spec.block, shape), shape)
+
+    def each(stored: jax.Array | QTensor | None, counts=counts) -> jax.Array | None:
+        return None if stored is None else _load(stored, counts)
+
+    return each(q.scale), each(q.zero), each(q.offset, () if q.spec.offset == "mean" else counts)
 
 
 def spread_ranges(q: QTensor, shape: tuple[int, ...]):
     """scale, zero and offset of every weight, or None."""
     sizes = block_sizes(q.spec.block, shape)
-    counts = block_counts(sizes, shape)
 
-    def each(stored: jax.Array | QTensor | None) -> jax.Array | None:
-        return None if stored is None else spread(_load(stored, counts), sizes, shape)
+    def each(values: jax.Array | None) -> jax.Array | None:
+        return values if values is None or not values.ndim else spread(values, sizes, shape)
 
-    if q.spec.offset == "mean" and q.offset is not None:
-        return each(q.scale), each(q.zero), _load(q.offset, ())
-    return each(q.scale), each(q.zero), each(q.offset)
+    return tuple(map(each, load_ranges(q, shape)))
 
 
 # ---- codes ---------------------------------------------------------------------------------------

@@ -120,7 +120,9 @@ PUBLIC = sorted(getattr(qlab, "__all__", []))
 # Names that load lazily are looked up inside the test, so that one broken name fails one test.
 PUBLIC_FUNCTIONS = [n for n in PUBLIC if inspect.isroutine(vars(qlab).get(n, print))]
 # Examples that load a model, download or open something: read by people, run by other tests.
-COSTLY = re.compile(r"load\(|evaluate\(|compare\(|generate\(|calibrate\(|quantize_model\(|save\(")
+COSTLY = re.compile(
+    r"load\(|evaluate\(|compare\(|generate\(|calibrate\(|quantize_model\(|save\(|qat\("
+)
 
 
 @pytest.mark.parametrize("name", PUBLIC_FUNCTIONS)

@@ -21,6 +21,7 @@ from qlab.evaluation import reference as kept
 from qlab.evaluation.divergence import TokenScores, score
 from qlab.evaluation.result import Evaluation, Protocol, TextScore, summarize
 from qlab.evaluation.windows import DEFAULT_CONTEXT, Windows, check_protocol, cut
+from qlab.methods.trained import Trained
 from qlab.models.surgery import dense
 from qlab.qtensor import QTensor
 from qlab.suggest import near
@@ -142,10 +143,10 @@ class _Pair:
 
 
 def _dense(model: Any) -> Any:
-    """`dense`, without copying a model that has no QTensor."""
+    """`dense`, without copying a model that is float already."""
 
     def quantized(node: Any) -> bool:
-        return isinstance(node, QTensor)
+        return isinstance(node, QTensor | Trained)
 
     return dense(model) if any(map(quantized, jax.tree.leaves(model, is_leaf=quantized))) else model
 

@@ -8,6 +8,8 @@ from qlab.models.importance import imatrix
 from qlab.models.kv import KV, KVS, cache_size, kivi, quantize_kv
 from qlab.models.load import load
 from qlab.models.mixtures import MIXTURES
+from qlab.models.prepare import convert, prepare
+from qlab.models.qat import Progress, qat, qat_steps
 from qlab.models.quantize import quantize_model
 from qlab.models.report import LayerReport, Report
 from qlab.models.save import save
@@ -25,12 +27,14 @@ __all__ = [
     "Label",
     "LayerReport",
     "Linear",
+    "Progress",
     "Report",
     "Tokenizer",
     "Transformer",
     "cache_size",
     "calibrate",
     "calibration_batches",
+    "convert",
     "dense",
     "dither",
     "generate",
@@ -42,6 +46,9 @@ __all__ = [
     "load",
     "map_linears",
     "quantize_kv",
+    "prepare",
+    "qat",
+    "qat_steps",
     "quantize_model",
     "save",
     "scale_channels",

@@ -156,6 +156,44 @@ def calibration_batches(
     return Batches(table, np.ones(table.shape, bool), provenance)
 
 
+def whole_texts(model: Transformer, texts: Any, context: int | None = None) -> Batches:
+    """All of the calibration texts side by side in windows, for training: the last token of each is
+    the first of the next, so that every token but the first is predicted once.
+
+    Args:
+        model: whose tokenizer is used.
+        texts: as for `calibration_batches`.
+        context: tokens that a window reads; None: 512, at most what the model allows.
+
+    Returns:
+        Batches of (windows, context + 1) tokens.
+
+    Raises:
+        ValueError: as `calibration_batches`; a text shorter than one window.
+    """
+    if model.tokenizer is None:
+        raise ValueError(f"the model {model.name!r} has no tokenizer: give token ids as batches")
+    named, length = _named(texts), _context(model, context)
+    windows = []
+    for name, text in named.items():
+        ids = np.array(model.tokenizer.encode(text), np.int32)
+        count = (len(ids) - 1) // length
+        if count < 1:
+            raise ValueError(
+                f"the text {name!r} has {counted(len(ids), 'token')}, fewer than the {length + 1} "
+                "of one window: context=… makes them shorter"
+            )
+        windows += [ids[i * length : (i + 1) * length + 1] for i in range(count)]
+    table = np.stack(windows)
+    provenance = {
+        "domains": list(named),
+        "text_sha256": {name: text_hash(text) for name, text in named.items()},
+        "tokens": len(table) * length,
+        "context": length,
+    }
+    return Batches(table, np.ones(table.shape, bool), provenance)
+
+
 def _named(texts: str | Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     """Names to texts: bundled ones are read, others taken as they are."""
     if isinstance(texts, Mapping):
@@ -252,12 +290,19 @@ def as_batches(model: Transformer, given: Any) -> Batches:
         found = given
     elif isinstance(given, Mapping) and "input_ids" in given:
         found = _from_ids(model, given["input_ids"], given.get("attention_mask"))
-    elif isinstance(given, (str, Mapping)) or _all_strings(given):
+    elif is_text(given):
         found = calibration_batches(model, given)
     else:
         found = _from_ids(model, given, None)
     _check(model, found)
     return found
+
+
+def is_text(given: Any) -> bool:
+    """Whether this is text to be cut into sequences: a domain, several, or {name: text}."""
+    if isinstance(given, Mapping):
+        return "input_ids" not in given
+    return isinstance(given, str) or _all_strings(given)
 
 
 def _all_strings(given: Any) -> bool:

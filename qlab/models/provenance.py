@@ -63,9 +63,9 @@ def _kv_in_words(recipe: Any) -> str:
     return json.dumps([specs, [side.by for side in sides], recipe.window])
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """Versions of what computes the numbers."""
-    return {name: _version(name) for name in ("qlab", "jax", "flax", "numpy")}
+    return {name: _version(name) for name in ("qlab", "jax", "flax", "numpy", *more)}
 
 
 def _version(package: str) -> str:
@@ -105,21 +105,21 @@ def code_hash(run: Callable) -> str:
     code = getattr(inspect.unwrap(run), "__code__", None)
     ours = any(run is method for method in METHODS.values())
     if not (ours and code and Path(code.co_filename).resolve().is_relative_to(package)):
-        digest.update(_told_apart(run, f"method {method_name(run)!r}").encode())
+        digest.update(fingerprint_of(run, f"method {method_name(run)!r}", "cache").encode())
     return digest.hexdigest()
 
 
 # ---- has it changed? -----------------------------------------------------------------------------
 
 
-def _told_apart(value: Any, name: str) -> str:
-    """sha256 of anything a method may be made of."""
+def fingerprint_of(value: Any, name: str, asked: str = "checkpoint") -> str:
+    """sha256 of anything a method, or an optimizer, may be made of."""
     digest = hashlib.sha256()
     try:
         fingerprint(value, digest, [])
     except (TypeError, RecursionError) as error:
         raise ValueError(
-            f"cache= cannot tell whether {name} changed: {error}; leave cache out"
+            f"{asked}= cannot tell whether {name} changed: {error}; leave {asked} out"
         ) from error
     return digest.hexdigest()
 
@@ -282,17 +282,19 @@ def provenance_of(
 
 def facts(job: Job, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides the result, one short value for each reason why a folder may not fit."""
-    plan = {path: "float" if task is None else _task(task) for path, task in job.plan.items()}
+    plan = {
+        path: "float" if task is None else task_in_words(task) for path, task in job.plan.items()
+    }
     return {
         **provenance,
         "plan": plan,
         "code": [code_hash(run) for run in job.runs],
-        "settings": _told_apart(dict(job.hyper), "a setting"),
+        "settings": fingerprint_of(dict(job.hyper), "a setting", "cache"),
         "device": f"{jax.devices()[0].platform} ({jax.devices()[0].device_kind})",
     }
 
 
-def _task(task: Task) -> str:
+def task_in_words(task: Task) -> str:
     """A linear's task in words, with a hash of what they do not say; its settings are told apart
     elsewhere.
     """

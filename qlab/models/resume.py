@@ -54,19 +54,19 @@ class Folder:
         self.facts = json.loads(json.dumps(facts))  # as they come back from the file
         if (self.path / "run.json").exists():
             self._join(read_json(self.path / "run.json"))
-        elif _names(self.path):
+        elif names_in(self.path):
             raise ValueError(f"the folder {self.path} holds something else: give an empty one")
         else:
-            _write(self.path / "run.json", self.facts)
+            write_json(self.path / "run.json", self.facts)
         self.states.mkdir(exist_ok=True)
 
     def _join(self, old: Mapping[str, Any]) -> None:
         """Goes on with the run that is there, or takes the place of one that finished nothing."""
         unfinished = {"run.json", "states", self._block(0, "safetensors").name}
-        if old == self.facts or _names(self.path) - unfinished:
-            return _check_same(self.path, old, self.facts)
+        if old == self.facts or names_in(self.path) - unfinished:
+            return check_same(self.path, old, self.facts)
         shutil.rmtree(self.states, ignore_errors=True)  # what the other run's first block reads
-        _write(self.path / "run.json", self.facts)
+        write_json(self.path / "run.json", self.facts)
 
     @property
     def finished(self) -> int:
@@ -93,26 +93,27 @@ class Folder:
         Raises:
             ValueError: another run has taken the folder meanwhile.
         """
-        _check_same(self.path, read_json(self.path / "run.json"), self.facts)
+        check_same(self.path, read_json(self.path / "run.json"), self.facts)
         tensors, quantized = leaves(done[0])
         if tensors:
             part = self.path / "block.part"
             save_file(tensors, part)
             os.replace(part, self._block(block, "safetensors"))
         rows = [dataclasses.asdict(row) for row in done[1]]
-        _write(self._block(block, "json"), {"quantized": quantized, "rows": rows})
+        write_json(self._block(block, "json"), {"quantized": quantized, "rows": rows})
 
     def _block(self, block: int, ending: str) -> Path:
         return self.path / f"block-{block:04d}.{ending}"
 
 
-def _names(folder: Path) -> set[str]:
+def names_in(folder: Path) -> set[str]:
     """What a folder holds, without hidden files and what a killed run left half written."""
     names = {path.name for path in folder.iterdir()}
     return {name for name in names if not name.startswith(".") and not name.endswith(".part")}
 
 
-def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises ValueError where two runs differ, saying in what."""
     said = [
         f"{name} was {_short(before)}, is {_short(now)}"
         for name, before, now in differences(old, new)
@@ -147,7 +148,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 72 else text[:71] + "…"  # a hash is whole
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON values to a file, whole or not at all."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_file(path, overwrite=True) as sink:
         sink.write(text.encode())

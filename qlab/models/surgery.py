@@ -68,7 +68,7 @@ def map_linears(model: Transformer, change: Callable[[str, Linear], Linear]) -> 
 
 
 def dense(model: Transformer) -> Transformer:
-    """The same function with every QTensor dequantized to float32.
+    """The same function with every QTensor, and every weight in training, as float32.
 
     All quantized variants of a model become one structure and so share one compiled program.
     Linears whose inputs are quantized too keep their codes: they multiply integers or FP8. Packed

@@ -21,6 +21,7 @@ from flax import nnx
 from qlab.activations import Act, act_matmul
 from qlab.kernels import Packed, matmul
 from qlab.kernels import dequantize as unpack
+from qlab.methods.trained import LearnedClip, Trained
 from qlab.models.kv import KV, KVCache, over_sequence
 from qlab.qtensor import QTensor, dequantize
 
@@ -71,10 +72,17 @@ class Label:
         return hash(Label)
 
 
-def as_array(weight: jax.Array | QTensor | Packed) -> jax.Array:
-    """The numbers a weight stands for: itself, or a QTensor's or Packed's `dequantize`."""
+Weight = jax.Array | QTensor | Packed | Trained
+
+
+def as_array(weight: Weight) -> jax.Array:
+    """The numbers a weight stands for: itself, a QTensor's or Packed's `dequantize`, or the rounded
+    value of one in training, with its gradient.
+    """
     if isinstance(weight, Packed):
         return unpack(weight)
+    if isinstance(weight, Trained):
+        return weight.value()
     return dequantize(weight) if isinstance(weight, QTensor) else weight
 
 
@@ -82,14 +90,15 @@ class Linear(nnx.Module):
     """y = x Wᵀ + b with W (out, in): the one place where a weight is transposed.
 
     With `act` the input is quantized too, and where both sides are integers so is the product. A
-    Packed weight is multiplied by a kernel.
+    Packed weight is multiplied by a kernel; one in training (`Trained`) multiplies as the QTensor
+    that it becomes.
     """
 
     def __init__(
         self,
-        weight: jax.Array | QTensor | Packed,
+        weight: Weight,
         bias: jax.Array | None = None,
-        act: Act | None = None,
+        act: Act | LearnedClip | None = None,
     ):
         self.weight = nnx.data(weight)  # (out, in)
         self.bias = nnx.data(bias)  # (out,) or None
@@ -97,8 +106,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if isinstance(self.weight, Packed):
+            assert not isinstance(self.act, LearnedClip)  # only beside a weight in training
             y = matmul(x, self.weight, self.act)
-        elif self.act is not None:
+        elif isinstance(self.weight, Trained):
+            y = self.weight.product(x, self.act)
+        elif isinstance(self.act, Act):
             y = act_matmul(x, self.weight, self.act)
         else:
             y = jnp.matmul(x, as_array(self.weight).T, precision=PRECISION)
@@ -108,7 +120,7 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """Row `token` of a (vocab, hidden) table; the same table reads logits out of a tied model."""
 
-    def __init__(self, weight: jax.Array | QTensor):
+    def __init__(self, weight: Weight):
         self.weight = nnx.data(weight)  # (vocab, hidden)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 
+from qlab.activations import Act
 from qlab.kernels import Packed, prepack, unsupported, unsupported_act
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear, Transformer
@@ -75,7 +76,7 @@ def _packed(layer: Linear, dtype: str | None) -> Linear | str:
     if reason:
         return reason
     packed = prepack(layer.weight, dtype)
-    if layer.act is not None:
+    if isinstance(layer.act, Act):
         reason = unsupported_act(packed, layer.act)
         if reason:
             return reason
