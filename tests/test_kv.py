@@ -151,7 +151,8 @@ def test_steps_are_the_whole_pass(model):
         hidden, caches = q.step(tokens[:, start:end], jnp.int32(start), caches)
         found.append(hidden)
     np.testing.assert_allclose(jnp.concatenate(found, 1), whole, atol=2e-3)
-    assert np.array_equal(float_[:, 1], whole[:, 1])
+    # the same numbers, in other sums
+    np.testing.assert_allclose(float_[:, 1], whole[:, 1], atol=1e-5)
     assert 1e-4 < np.abs(whole - float_)[:, 40:].max()
 
 
