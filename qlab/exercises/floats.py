@@ -499,7 +499,7 @@ NF4_LEVELS = Exercise(
         "ndtri of them are the levels above; -ndtri(jnp.linspace(offset, 0.5, 8)[:-1]) those below",
         "put both and jnp.zeros(1) together, sort, divide by the largest",
     ),
-    lesson="Every level is used about equally often by normal weights; that is all of NF4.",
+    lesson="Levels crowd where a normal has most of its weights; that is all of NF4.",
 )
 
 
