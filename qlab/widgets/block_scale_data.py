@@ -25,7 +25,8 @@ RANGES = tuple(range(40, 125, 5))  # per cent of the block's own
 CONVENTIONS = ("absmax", "absmax_mid", "absmax_full")
 ZERO = "gptq_asym"
 INTEGER, NVFP4 = "integer", "NVFP4"
-KINDS = {  # kind of numbers -> (its scale rules, the usual length)
+# kind of numbers -> (its scale rules, the usual length)
+KINDS: dict[str, tuple[tuple[str, ...], int]] = {
     INTEGER: (CONVENTIONS, 32),
     **dict.fromkeys(floats.MX, (tuple(floats.POWERS), 32)),
     NVFP4: (tuple(floats.TWO_LEVELS), 16),
