@@ -273,6 +273,7 @@ def test_every_format_shows_what_a_number_becomes():
     assert np.isnan(rows["FP4"].gap) and rows["FP4"].becomes == rows["FP4"].cast == 6
     beyond = pointed_at(512.0, same=False)["FP8"]
     assert np.isnan(beyond.cast) and beyond.becomes == 448
+    assert not any(np.signbit(row.becomes) for row in pointed_at(1.0, "FP8").values())  # no −0
     same = pointed_at(448.0, "FP8", same=True)
     assert all(row.nearest == 1 for row in same.values()) and same["INT8"].becomes == 127
     assert all(np.isfinite(row.cast) for row in same.values())
@@ -375,6 +376,9 @@ def test_nvfp4_blocks_equal_the_library(source):
     plain = np.asarray(qlab.dequantize(qlab.quantize(w, spec)))
     better = np.asarray(qlab.dequantize(qlab.METHODS["four_over_six"](w, None, spec)))
     state = BlockScaleState(LAYER, "NVFP4", convention="four", length=16)
+    narrow = block_scale_data(source, replace(state, range=60))
+    expected = [v.sqnr(narrow.weights) for v in narrow.variants[1:]]
+    np.testing.assert_allclose((narrow.row.six[0], narrow.row.four[0]), expected, rtol=1e-5)
     taken = []
     for channel, place in ((c, p) for c in (3, 4) for p in range(16)):
         data = block_scale_data(source, replace(state, channel=channel, place=place))

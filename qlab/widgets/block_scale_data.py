@@ -98,7 +98,8 @@ def block_scale_data(source: Source, state: BlockScaleState) -> BlockScaleData:
         bits=state.bits + (16 + state.zero * state.bits) / len(w) if state.kind == INTEGER
         else floats.bits(state.kind, len(w)),
         error=float(np.sqrt(max(e @ h @ e, 0) / max(w @ h @ w, 1e-30))),
-        row=floats.row_of_blocks(row, state.length, _largest(source, state.layer), place)
+        row=floats.row_of_blocks(
+            row, state.length, _largest(source, state.layer), place, state.range / 100)
         if state.kind == NVFP4 else None,
     )  # fmt: skip
 

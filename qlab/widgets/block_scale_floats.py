@@ -67,10 +67,10 @@ def nvfp4_sweeps(weights: bytes, largest: float, ranges: tuple[float, ...]) -> l
     return found
 
 
-def row_of_blocks(row: np.ndarray, length: int, largest: float, here: int) -> Row:
-    """Signal to noise of all blocks of a row, ended at 6 and at 4."""
+def row_of_blocks(row: np.ndarray, length: int, largest: float, here: int, part: float) -> Row:
+    """Signal to noise of all blocks of a row, `part` of their range ended at 6 and at 4."""
     blocks = row.reshape(-1, length)
-    amax, both = np.abs(blocks).max(-1), []
+    amax, both = np.float32(part) * np.abs(blocks).max(-1), []
     for _, end, room in list(TWO_LEVELS.values())[1:]:
         values = open_tensor(blocks, _ranges(_scales(amax, largest, end, room))).values
         both.append(_ratio(blocks, values))

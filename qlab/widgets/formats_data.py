@@ -75,7 +75,7 @@ def _rows(state: FormatsState, mark: float) -> tuple[Row, ...]:
         k = numbers(name)
         scale = 1 / _largest(k) if state.same else 1.0
         x, first = mark / scale, "i" if name == "TERNARY" else k.layout[0]
-        becomes = float("nan") if np.isnan(x) else float(k.nearest(np.array(x)))
+        becomes = float("nan") if np.isnan(x) else float(k.nearest(np.array(x))) + 0.0
         inside = np.isfinite(x) and x != 0 and abs(x) <= _largest(k)
         gap = float(_gap(k, np.array([abs(x)]))[0] / abs(x)) if inside else float("nan")
         found.append(Row(
