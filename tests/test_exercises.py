@@ -16,9 +16,10 @@ import qlab.exercises as exercises
 from qlab.activations import ACTS, act_matmul
 from qlab.evaluation.bars import bootstrap
 from qlab.exercises.judge import judge
-from qlab.formats import INT4, UINT4
+from qlab.formats import FORMATS, INT4, UINT4
 from qlab.io.ggml import decode, encode, to_qtensor
 from qlab.methods.awq import awq, awq_candidates
+from qlab.methods.four_over_six import four_over_six
 from qlab.methods.gptq import factor, gptq
 from qlab.methods.hqq import hqq_step
 from qlab.methods.kquants_search import make_qx
@@ -27,6 +28,7 @@ from qlab.models import mixtures
 from qlab.observers import percentile
 from qlab.qtensor import Spec, bits_per_weight, dequantize, fit, quantize
 from qlab.rules import gptq_asym
+from qlab.specs import SPECS
 from qlab.stats import Stats
 
 ALL = exercises.EXERCISES
@@ -233,6 +235,33 @@ def test_the_solutions_of_gguf_agree_with_the_library():
         np.testing.assert_array_equal(ours.ravel(), q.codes[block])
 
 
+def test_the_solutions_of_floats_agree_with_the_library():
+    """Values, casts, scales and choices are those of FORMATS, SPECS and METHODS."""
+    right = {name: e.solution for name, e in ALL.items()}
+    np.testing.assert_array_equal(right["e4m3_value"](np.arange(256)), FORMATS["FP8"].grid)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 64)) * 3, jnp.float32)
+    fp8 = fit(x, SPECS["fp8_tensor"])
+    scale = float(fp8.scale.reshape(()))
+    np.testing.assert_allclose(right["to_e4m3"](x, scale), dequantize(quantize(x, fp8)), rtol=1e-6)
+    blocks = x.reshape(-1, 32)
+    scales = right["power_scales"](blocks)
+    for found, name in zip(scales, ("mxfp4", "mxfp4_rceil")):
+        np.testing.assert_array_equal(found, dequantize(fit(x, SPECS[name]).scale))
+    *errors, clipped = right["floor_and_rceil"](blocks, *scales)
+    for found, name in zip(errors, ("mxfp4", "mxfp4_rceil")):
+        back = dequantize(quantize(x, SPECS[name])).reshape(-1, 32)
+        np.testing.assert_allclose(found, ((back - blocks) ** 2).sum(-1), rtol=1e-5)
+    assert clipped.any() and not (jnp.abs(blocks) > 6 * scales[1][:, None]).any()
+    np.testing.assert_allclose(right["nf4_levels"](0.9677083), FORMATS["NF4"].grid, atol=1e-5)
+    assert right["nvfp4_bits"](6, 64) == bits_per_weight(quantize(x, SPECS["nvfp4"]))
+    q = four_over_six(x, None, SPECS["nvfp4"])
+    amax, alpha = jnp.abs(x.reshape(-1, 16)).max(-1), q.scale.scale[0]
+    both = [FORMATS["FP8"].encode(amax / end / alpha) for end in (6.0, 4.0)]
+    four = right["four_or_six"](x.reshape(-1, 16), *(FORMATS["FP8"].grid[c] * alpha for c in both))
+    np.testing.assert_array_equal(np.where(four, both[1], both[0]), q.scale.codes)
+    assert 0 < four.sum() < four.size
+
+
 def test_the_solutions_of_mixtures_agree_with_the_library():
     right = {name: e.solution for name, e in ALL.items()}
     for n in (*range(1, 18), 24, 32, 61, 80, 126):  # each compiles anew
@@ -318,7 +347,45 @@ def loop_codes(w, d, scales, dmin, minima):
             for row, s, m in zip(w, step, least)]  # fmt: skip
 
 
+def by_a_table(code):
+    """Right, and written number by number."""
+    values = []
+    for c in np.array(code, int):
+        e, m = c % 128 // 8, c % 8
+        size = (8 + m) / 8 * 2.0 ** (e - 7) if e else m / 512
+        values.append(float("nan") if c % 128 == 127 else -size if c > 127 else size)
+    return values
+
+
+def loop_fp4(w, scale):
+    """Right, and written weight by weight, with the levels of both signs."""
+    levels = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    levels = [s * v for v in levels for s in (1, -1)]
+    return np.array([sum(min((float(x) - float(s) * v) ** 2 for v in levels) for x in row)
+                     for row, s in zip(w, scale)])  # fmt: skip
+
+
 RIGHT = [
+    ("e4m3_value", by_a_table),
+    (
+        "to_e4m3",
+        lambda x, s: (
+            np.array(jnp.clip(x, -448 * s, 448 * s) / s).astype(jnp.float8_e4m3fn).astype(float) * s
+        ),
+    ),
+    (
+        "power_scales",
+        lambda w: [
+            2.0 ** np.floor(np.log2(np.abs(w).max(1))) / 4,
+            2.0 ** np.ceil(np.log2(np.abs(w).max(1) / 6)),
+        ],
+    ),
+    (
+        "floor_and_rceil",
+        lambda w, f, r: (loop_fp4(w, f), loop_fp4(w, r), abs(w.T).T / f[:, None] > 6),
+    ),
+    ("nvfp4_bits", lambda n, m: (n * m * 4 + n * m / 16 * 8 + 32) / n / m),
+    ("four_or_six", lambda w, six, four: loop_fp4(w, six) > loop_fp4(w, four)),
     ("unpack_nibbles", lambda raw: [int(b) % 16 for b in raw] + [int(b) // 16 for b in raw]),
     ("q4_0_scale", lambda w: [max(map(float, row), key=abs) / -8 for row in w]),
     ("q4_0_scale", lambda w: np.where(w.max(-1) > -w.min(-1), w.max(-1), w.min(-1)) / -8),
@@ -363,6 +430,17 @@ def test_other_right_answers_pass(name, function, capsys):
 
 
 WRONG = [
+    ("e4m3_value", lambda code: code / 8, "numbers differ"),
+    ("to_e4m3", lambda x, s: (x / s).astype(jnp.float8_e4m3fn), "multiply by it again"),
+    ("power_scales", lambda w: 2.0 ** jnp.floor(jnp.log2(jnp.abs(w).max(-1)) - 2),
+     "return floor and rceil, 2 in all"),
+    ("power_scales", lambda w: (abs(w).max() / 4, abs(w).max() / 6), "got (), expected (24,)"),
+    ("floor_and_rceil", lambda w, f, r: (0.0, 0.0), "3 in all; your function returns 2"),
+    ("floor_and_rceil", lambda w, f, r: (w - f, w - r, abs(w) > 6 * f), "raises"),
+    ("nvfp4_bits", lambda n, m: 4 + 16 / 16, "you give 5, expected 4.50391"),
+    ("four_or_six", lambda w, six, four: four < six, "every block chooses for itself"),
+    ("nf4_levels", lambda offset: jnp.linspace(-offset, offset, 16), "numbers differ"),
+    ("nf4_levels", lambda offset: jnp.zeros(15), "got (15,), expected (16,)"),
     ("unpack_nibbles", lambda raw: raw.reshape(2, 8), "got (2, 8), expected (32,)"),
     ("q4_0_scale", lambda w: jnp.abs(w).max() / -8, "got (), expected (3,)"),
     ("q4_0_scale", lambda w: jnp.abs(w).max(-1, keepdims=True) / 8, "leave keepdims out"),

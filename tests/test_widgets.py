@@ -29,7 +29,7 @@ from qlab.widgets import block_scale, formats, gallery, report, weights
 from qlab.widgets.block_scale_data import RANGES, BlockScaleState, block_scale_data
 from qlab.widgets.choices import KINDS, make_spec
 from qlab.widgets.controls import slider
-from qlab.widgets.formats_data import FormatsState, formats_data
+from qlab.widgets.formats_data import EVERY, ROWS, FormatsState, cast, formats_data
 from qlab.widgets.formula import formula
 from qlab.widgets.gallery import WIDGETS
 from qlab.widgets.numbers import LINES, SWITCHES, numbers
@@ -259,6 +259,46 @@ def test_every_other_format_is_drawn(name):
     image(draw_formats(formats_data(FormatsState(other=name, log=True))).svg())
 
 
+def pointed_at(value, name="FP8_E5M2", **chosen):
+    k = numbers(name)
+    state = FormatsState(name, k.place(k.code(value)), show=EVERY, **chosen)
+    return {row.name: row for row in formats_data(state).rows}
+
+
+def test_every_format_shows_what_a_number_becomes():
+    rows = pointed_at(448.0, same=False)
+    assert set(rows) == set(ROWS) and [n for n, r in rows.items() if r.chosen] == ["FP8_E5M2"]
+    assert rows["FP8"].becomes == rows["FP8"].cast == 448
+    assert rows["FP8"].gap == 32 / 448 and rows["FP8_E5M2"].gap == 64 / 448
+    assert np.isnan(rows["FP4"].gap) and rows["FP4"].becomes == rows["FP4"].cast == 6
+    beyond = pointed_at(512.0, same=False)["FP8"]
+    assert np.isnan(beyond.cast) and beyond.becomes == 448
+    assert not any(np.signbit(row.becomes) for row in pointed_at(1.0, "FP8").values())  # no −0
+    same = pointed_at(448.0, "FP8", same=True)
+    assert all(row.nearest == 1 for row in same.values()) and same["INT8"].becomes == 127
+    assert all(np.isfinite(row.cast) for row in same.values())
+    with pytest.raises(ValueError, match="did you mean 'every format"):
+        formats_data(FormatsState(show="every formats with few bits"))
+
+
+@pytest.mark.parametrize("name", [n for n in ROWS if qlab.FORMATS[n].dtype is not None])
+def test_a_cast_is_jax_own(name):
+    x = np.float32([0.3, -2.7, 447, 464, 464.5, 1e4, 57344, 61439, 61441, -1e30, np.inf, np.nan])
+    theirs = jnp.asarray(x).astype(qlab.FORMATS[name].dtype).astype(jnp.float32)
+    np.testing.assert_array_equal([cast(name, float(v)) for v in x], theirs)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("code", [0x00, 0x38, 0x7E, 0x7F, 0x80, 0xFE])
+def test_every_format_on_one_line_is_drawn(log, code):
+    for name in ("FP8", "FP8_E5M2"):
+        state = FormatsState(name, numbers(name).place(code), log=log, same=log, show=EVERY)
+        picture = draw_formats(formats_data(state), "ko")
+        picks = [pick.name for pick in picture.picks]
+        assert len(picks) == 8 + len(set(ROWS) & set(SWITCHES)) and "line:FP6_E2M3" in picks
+        image(picture.svg())
+
+
 # ---- block_scale
 
 
@@ -298,6 +338,68 @@ def test_block_scale_equals_the_spec(source):
     q = qlab.quantize(jnp.asarray(source.weight(LAYER)), qlab.SPECS["int4_g32"])
     expected = np.asarray(qlab.dequantize(q))[2, :32]
     np.testing.assert_array_equal(data.variants[0].values, expected)
+
+
+POWERS = ("mxfp4", "mxfp4_rceil", "mxfp4_ceil", "mxfp4_even")
+
+
+def test_mx_blocks_equal_the_specs(source):
+    w, place = jnp.asarray(source.weight(LAYER)), slice(32, 64)
+    state = BlockScaleState(LAYER, "MXFP4", convention="pow2_floor", channel=2, place=1)
+    data = block_scale_data(source, state)
+    for variant, name in zip(data.variants, POWERS):
+        expected = np.asarray(qlab.dequantize(qlab.quantize(w, qlab.SPECS[name])))[2, place]
+        np.testing.assert_array_equal(variant.values, expected)
+        assert np.log2(variant.scale) == round(np.log2(variant.scale)) and len(variant.levels) == 15
+    assert data.bits == 4.25 and data.row is None
+    for kind, name in (("MXFP6", "mxfp6_e2m3"), ("MXFP8", "mxfp8")):
+        found = block_scale_data(source, replace(state, kind=kind))
+        expected = np.asarray(qlab.dequantize(qlab.quantize(w, qlab.SPECS[name])))[2, place]
+        np.testing.assert_array_equal(found.variants[0].values, expected)
+        assert found.bits == qlab.specs.TABLE[name].bits
+
+
+def test_rceil_never_saturates_and_floor_does(source):
+    state = BlockScaleState(LAYER, "MXFP4", convention="pow2_floor", channel=1)
+    counts = []
+    for place in range(8):
+        data = block_scale_data(source, replace(state, place=place))
+        counts.append([int(v.saturated(data.weights).sum()) for v in data.variants])
+    floor, rceil, ceil, _ = np.sum(counts, 0)
+    assert floor > 0 and rceil == ceil == 0
+
+
+def test_nvfp4_blocks_equal_the_library(source):
+    """Both plain NVFP4 and Four over Six's choice in every block of two rows."""
+    w = jnp.asarray(source.weight(LAYER))
+    spec = qlab.SPECS["nvfp4"]
+    plain = np.asarray(qlab.dequantize(qlab.quantize(w, spec)))
+    better = np.asarray(qlab.dequantize(qlab.METHODS["four_over_six"](w, None, spec)))
+    state = BlockScaleState(LAYER, "NVFP4", convention="four", length=16)
+    narrow = block_scale_data(source, replace(state, range=60))
+    expected = [v.sqnr(narrow.weights) for v in narrow.variants[1:]]
+    np.testing.assert_allclose((narrow.row.six[0], narrow.row.four[0]), expected, rtol=1e-5)
+    taken = []
+    for channel, place in ((c, p) for c in (3, 4) for p in range(16)):
+        data = block_scale_data(source, replace(state, channel=channel, place=place))
+        here = slice(16 * place, 16 * place + 16)
+        np.testing.assert_array_equal(data.variants[0].values, plain[channel, here])
+        (chosen,) = [v for v in data.variants if v.taken]
+        np.testing.assert_array_equal(chosen.values, better[channel, here])
+        both = (data.row.six[place], data.row.four[place])
+        expected = [v.sqnr(data.weights) for v in data.variants[1:]]
+        np.testing.assert_allclose(both, expected, rtol=1e-5)
+        taken.append(chosen.rule)
+    assert {"six", "four"} == set(taken) and data.bits == 4.5
+
+
+def test_what_block_scale_does_not_know(source):
+    with pytest.raises(ValueError, match="no kind of number is called 'MXFP5'"):
+        block_scale_data(source, BlockScaleState(LAYER, "MXFP5"))
+    with pytest.raises(ValueError, match="MXFP4 has no scale rule 'absmax'"):
+        block_scale_data(source, BlockScaleState(LAYER, "MXFP4"))
+    with pytest.raises(ValueError, match="numbers has no 'NVFP'"):
+        block_scale(source, layer=LAYER, kind="NVFP")
 
 
 # ---- widgets
@@ -356,6 +458,18 @@ def test_flipping_a_bit():
     assert "16" in widget.view.svg and widget.controls["place"].max == 2**16 - 1
 
 
+def test_opening_another_row():
+    widget = formats(format="FP8", place=numbers("FP8").place(0x7E), same=False, show=EVERY)
+    assert widget.controls["other"].disabled
+    widget.picked("line:FP4", 0, 0, "")
+    assert (widget.state.format, widget.controls["place"].max) == ("FP4", 15)
+    assert numbers("FP4").value(numbers("FP4").pattern(widget.state.place)) == 6
+    widget.picked("line:FP8_E5M2", 0, 0, "Enter")
+    assert numbers("FP8_E5M2").value(numbers("FP8_E5M2").pattern(widget.state.place)) == 6
+    widget.controls["show"].value = "two formats"
+    assert not widget.controls["other"].disabled
+
+
 def test_choosing_a_convention(source):
     widget = block_scale(source, layer=LAYER)
     widget.picked("gptq_asym", 0, 0, "")
@@ -367,6 +481,30 @@ def test_choosing_a_convention(source):
     assert widget.controls["place"].max == 5
     with pytest.raises(ValueError, match="no control 'colour'"):
         widget.set(colour=3)
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_choosing_a_kind_of_block(source, lang):
+    widget = block_scale(source, lang, layer=LAYER)
+    widget.controls["kind"].value = "NVFP4"
+    assert (widget.state.convention, widget.state.length) == ("nvfp4", 16)
+    assert widget.controls["bits"].disabled and widget.controls["zero"].disabled
+    widget.picked("four", 0, 0, "Enter")
+    assert widget.state.convention == "four" and not widget.state.zero
+    for x, place in ((0.001, 0), (0.5, 7), (0.999, 15)):
+        widget.picked("blocks", x, 0.5, "")
+        assert abs(widget.state.place - place) <= 1
+    widget.picked("blocks", 0, 0, "ArrowRight")  # at the edge already
+    widget.picked("blocks", 0, 0, "ArrowLeft")
+    assert widget.state.place == 14
+    image(widget.view.svg)
+    widget.controls["kind"].value = "MXFP4"
+    assert (widget.state.convention, widget.state.length) == ("pow2_floor", 32)
+    widget.picked("pow2_rceil", 0, 0, "")
+    assert widget.state.convention == "pow2_rceil"
+    image(widget.view.svg)
+    widget.controls["kind"].value = "integer"
+    assert widget.state.convention == "absmax" and not widget.controls["bits"].disabled
 
 
 def test_a_display_carries_a_png(source):

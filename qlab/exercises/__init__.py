@@ -11,6 +11,7 @@ from typing import Any
 
 from qlab.exercises.awq import AWQ
 from qlab.exercises.calibration import CALIBRATION
+from qlab.exercises.floats import FLOATS
 from qlab.exercises.gguf import GGUF
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
@@ -21,7 +22,7 @@ from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION, *GGUF)
+    for exercise in (*START, *NUMBERS, *FLOATS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION, *GGUF)
 }
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]

@@ -261,3 +261,60 @@ def use_more_bits(layers: int) -> jax.Array:
 def bits_of_mixture(weights: jax.Array, bits: jax.Array) -> jax.Array:
     """Bits per weight of a whole file, from the size and the bits of every tensor."""
     return (weights * bits).sum() / weights.sum()
+
+
+def e4m3_value(code: jax.Array) -> jax.Array:
+    """The numbers of E4M3 codes: 1 sign, 4 exponent, 3 mantissa bits; 0x7F and 0xFF are NaN."""
+    code = jnp.asarray(code, jnp.int32)
+    sign = jnp.where(code >= 128, -1.0, 1.0)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    value = 2.0 ** (exponent - 7) * (1 + mantissa / 8)
+    small = 2.0**-6 * mantissa / 8
+    return jnp.where(code & 127 == 127, jnp.nan, sign * jnp.where(exponent == 0, small, value))
+
+
+def to_e4m3(x: jax.Array, scale: float) -> jax.Array:
+    """What x becomes in E4M3 under a scale: clipped first, for the cast makes NaN of the rest."""
+    clipped = jnp.clip(x / scale, -448, 448)
+    return clipped.astype(jnp.float8_e4m3fn).astype(jnp.float32) * scale
+
+
+def power_scales(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """MXFP4's scales of blocks (blocks, 32), by floor and by rceil: (blocks,) each."""
+    amax = jnp.abs(w).max(axis=-1)
+    floor = 2.0 ** (jnp.floor(jnp.log2(amax)) - 2)
+    return floor, 2.0 ** jnp.ceil(jnp.log2(amax / 6))
+
+
+def _fp4_error(w: jax.Array, scale: jax.Array) -> jax.Array:
+    """The sum of squared errors of every block under its scale: (blocks, n), (blocks,)."""
+    levels = jnp.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    sizes = jnp.abs(w) / scale[:, None]
+    nearest = levels[jnp.abs(sizes[:, :, None] - levels).argmin(axis=-1)]
+    return ((jnp.abs(w) - nearest * scale[:, None]) ** 2).sum(axis=-1)
+
+
+def floor_and_rceil(
+    w: jax.Array, floor: jax.Array, rceil: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Squared errors of every block under both scales, and which weights floor clips."""
+    clipped = jnp.abs(w) > 6 * floor[:, None]
+    return _fp4_error(w, floor), _fp4_error(w, rceil), clipped
+
+
+def four_or_six(w: jax.Array, six: jax.Array, four: jax.Array) -> jax.Array:
+    """True for the blocks that end better at 4, (blocks,); of two equally good ones 6 is taken."""
+    return _fp4_error(w, four) < _fp4_error(w, six)
+
+
+def nf4_levels(offset: float) -> jax.Array:
+    """The 16 levels of NF4, ascending: quantiles of the normal from `offset` down to the middle."""
+    right = jax.scipy.special.ndtri(jnp.linspace(offset, 0.5, 9)[:-1])
+    left = -jax.scipy.special.ndtri(jnp.linspace(offset, 0.5, 8)[:-1])
+    levels = jnp.sort(jnp.concatenate([left, jnp.zeros(1), right]))
+    return levels / levels.max()
+
+
+def nvfp4_bits(rows: int, columns: int) -> float:
+    """Bits per weight of a matrix in NVFP4: codes, E4M3 scales of 16, one float32."""
+    return 4 + 8 / 16 + 32 / (rows * columns)

@@ -1,5 +1,5 @@
 """One block of real weights on its grid: what saturates, what vanishes, how wide the range should
-be, three conventions.
+be, the conventions or scale rules side by side.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEIGHT = 600
 NAMES = ("bits per weight", "SQNR", "output error of this block", "bytes")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Variant:
     """One way to find the range of the block.
 
@@ -39,6 +39,7 @@ class Variant:
         levels: (k,) ascending.
         values: (n,) what the weights become.
         sweep: (p,) signal to noise at every range of `BlockScaleData.ranges`.
+        taken: whether a method that tries several takes this one.
     """
 
     rule: str
@@ -48,11 +49,12 @@ class Variant:
     levels: np.ndarray
     values: np.ndarray
     sweep: np.ndarray
+    taken: bool = False
 
     def saturated(self, w: np.ndarray) -> np.ndarray:
         """(n,) bool: beyond the last level by more than rounding would put it."""
-        step = abs(self.scale) / 2 * 1.0001
-        return (w > self.levels[-1] + step) | (w < self.levels[0] - step)
+        low, high = np.diff(self.levels)[[0, -1]] / 2 * 1.0001
+        return (w > self.levels[-1] + high) | (w < self.levels[0] - low)
 
     def vanished(self, w: np.ndarray) -> np.ndarray:
         """(n,) bool: not zero before, zero now."""
@@ -60,6 +62,20 @@ class Variant:
 
     def sqnr(self, w: np.ndarray) -> float:
         return float((w**2).sum() / max(((w - self.values) ** 2).sum(), 1e-30))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The blocks of a row under two ends.
+
+    Attributes:
+        six, four: (n,) signal to noise of each, its largest weight on 6 and on 4.
+        here: which of them is shown.
+    """
+
+    six: np.ndarray
+    four: np.ndarray
+    here: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +90,7 @@ class BlockScaleData:
         where: layer, channel, first column.
         bits: per weight, scale and zero point counted.
         error: √(E‖Δw·x‖² / E‖w·x‖²) of this block's part of the output.
+        row: all blocks of the row, where there are two ends to choose from.
     """
 
     weights: np.ndarray
@@ -84,10 +101,12 @@ class BlockScaleData:
     where: tuple[str, int, int]
     bits: float
     error: float
+    row: Row | None = None
 
 
 def draw_block_scale(data: BlockScaleData, lang: str = "en") -> Picture:
-    """The picture of `BlockScaleData`; every variant can be picked by its rule's name.
+    """The picture of `BlockScaleData`; every variant can be picked by its rule's name, and a block
+    of the row ("blocks").
 
     Example:
         >>> draw_block_scale(block_scale_data(source, state)).figure()  # doctest: +SKIP
@@ -104,7 +123,10 @@ def draw_block_scale(data: BlockScaleData, lang: str = "en") -> Picture:
     )
     head(picture, readout, words, lang, NAMES)
     _weights(picture, data, now, lang)
-    _sweep(picture, data, now, lang)
+    if data.row is None:
+        _sweep(picture, data, now, lang)
+    else:
+        _blocks(picture, data.row, lang)
     _rows(picture, data, lang)
     return picture
 
@@ -162,6 +184,32 @@ def _sweep(picture: Picture, data: BlockScaleData, now: Variant, lang: str) -> N
     x_axis(picture, x, 330, say("range, % of the largest weight", lang), 4)
 
 
+def _blocks(picture: Picture, row: Row, lang: str) -> None:
+    """Every block of the row under both ends, a line between: blue on top ends at 6."""
+    better = int((row.four > row.six).sum())
+    words = say("{m} of {n} blocks of the row end at 4", lang, m=better, n=len(row.six))
+    title(picture, 528, 118, words)
+    six, four = (10 * np.log10(np.maximum(r, 1e-3)) for r in (row.six, row.four))
+    low, high = float(min(six.min(), four.min())), float(max(six.max(), four.max()))
+    y = Axis(low - 0.5, high + 0.5, 330, 130)
+    x = Axis(-0.8, len(six) - 0.2, 556, WIDTH)
+    picture.rect(float(x(row.here)) - 5, 130, 10, 200, fill="panel")
+    for tick in y.ticks(4):
+        picture.segments(556, y(tick), WIDTH, y(tick), stroke="faint", opacity=0.6)
+        picture.text(552, float(y(tick)) + 4, number(tick), size=11, colour="muted", anchor="end")
+    at = x(np.arange(len(six)))
+    picture.segments(at, y(six), at, y(four), stroke="muted", width=1)
+    radius = 3.4 if len(six) <= 32 else 2
+    picture.dots(at, y(six), radius, fill="blue")
+    picture.dots(at, y(four), radius, fill="vermilion")
+    picture.segments(556, 330, WIDTH, 330, stroke="faint")
+    for place, colour, end in ((556, "blue", 6), (650, "vermilion", 4)):
+        picture.dots(place + 4, 343, 4, fill=colour)
+        note = say("dB, ends at {n}", lang, n=end)
+        picture.text(place + 13, 347, note, size=11, colour="muted")
+    picture.pick("blocks", (556, 130, WIDTH - 556, 200), say("choose a block: click", lang))
+
+
 def _rows(picture: Picture, data: BlockScaleData, lang: str) -> None:
     """All conventions on one axis, one under the other: where their levels are and what it
     costs.
@@ -179,6 +227,7 @@ def _rows(picture: Picture, data: BlockScaleData, lang: str) -> None:
         counts = {"s": int(variant.saturated(w).sum()), "v": int(variant.vanished(w).sum())}
         note = say("{s} saturate, {v} vanish", lang, **counts)
         note = f"{decibels(variant.sqnr(w))} · {note}"
+        note += f" · {say('taken', lang)}" if variant.taken else ""
         picture.text(12, top + 34, note, size=11, colour="muted")
         inside = variant.levels[(variant.levels >= -end) & (variant.levels <= end)]
         width = 2.5 if len(inside) <= 32 else 1

@@ -1,5 +1,5 @@
-"""A number as its bits, its neighbours, two formats on one line, and their relative error against
-magnitude.
+"""A number as its bits and its neighbours; below, two formats on one line and their relative error,
+or every format with few bits and what the number becomes in it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 
 from qlab.plots.svg import Picture
 from qlab.plots.widget_parts import (
+    PANEL,
     SUPERSCRIPT,
     WIDTH,
     Axis,
@@ -32,7 +33,35 @@ FIELDS = {
     "i": ("integer", "blue"),
     "t": ("place in the table", "purple"),
 }
+FIRST, STEP, START, END = 246, 26, 92, 556  # the rows of `_every`: top, height, ends of their line
 NAMES = ("bits per number", "SQNR of normal weights", "relative error here", "bytes of 70 billion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One format of many, and what the number becomes in it.
+
+    Attributes:
+        name: in FORMATS; label: on the page.
+        colour: of its values.
+        values: ascending, on the common line.
+        nearest: of the number, on the common line; becomes: the same in the format's own units, the
+            end where it is beyond.
+        cast: what a cast without clipping makes of it: a number, NaN or ±∞.
+        gap: between the neighbours around the number, over the number; NaN at 0 and beyond.
+        chosen: whether the bits are this format's; pick: whether they can be.
+    """
+
+    name: str
+    label: str
+    colour: str
+    values: np.ndarray
+    nearest: float
+    becomes: float
+    cast: float
+    gap: float
+    chosen: bool
+    pick: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +80,7 @@ class FormatsData:
         sizes: (n,) magnitudes; errors: (2, n) worst relative error near each, per format.
         bits, sqnr: of the first format; sqnr on normal numbers, the largest of 64 on the format's
             largest.
+        rows: every format, in place of the two; empty: the two are drawn.
     """
 
     names: tuple[str, str]
@@ -67,6 +97,7 @@ class FormatsData:
     errors: np.ndarray
     bits: float
     sqnr: float
+    rows: tuple[Row, ...] = ()
 
     @property
     def here(self) -> float:
@@ -78,7 +109,8 @@ class FormatsData:
 
 
 def draw_formats(data: FormatsData, lang: str = "en") -> Picture:
-    """The picture of `FormatsData`; every bit can be picked ("bit0" is the lowest).
+    """The picture of `FormatsData`; every bit can be picked ("bit0" is the lowest), and every row
+    ("line:FP8").
 
     Example:
         >>> draw_formats(formats_data(FormatsState())).figure()   # doctest: +SKIP
@@ -96,8 +128,11 @@ def draw_formats(data: FormatsData, lang: str = "en") -> Picture:
     head(picture, readout, data.formula, lang, NAMES)
     _bits(picture, data, lang)
     _neighbours(picture, data, lang)
-    _lines(picture, data, lang)
-    _errors(picture, data, lang)
+    if data.rows:
+        _every(picture, data, lang)
+    else:
+        _lines(picture, data, lang)
+        _errors(picture, data, lang)
     return picture
 
 
@@ -142,7 +177,7 @@ def _neighbours(picture: Picture, data: FormatsData, lang: str) -> None:
 
 
 def _lines(picture: Picture, data: FormatsData, lang: str) -> None:
-    axis = _line_axis(data)
+    axis = _line_axis([v for v in data.lines if v is not None], data.log, 4, WIDTH - 4)
     title(picture, 0, 244, data.names[0], "blue")
     title(picture, 120, 244, data.names[1], "vermilion")
     for values, colour, y1, y2 in zip(data.lines, ("blue", "vermilion"), (254, 296), (294, 336)):
@@ -158,14 +193,52 @@ def _lines(picture: Picture, data: FormatsData, lang: str) -> None:
     x_axis(picture, axis, 340, count=10)
 
 
-def _line_axis(data: FormatsData) -> Axis:
-    ends = [v for v in data.lines if v is not None]
+def _line_axis(ends: list[np.ndarray], log: bool, start: float, end: float) -> Axis:
     high = max([float(v[-1]) for v in ends], default=1.0)
-    if not data.log:
+    if not log:
         low = min([float(v[0]) for v in ends], default=-1.0)
-        return Axis(low - 0.01 * (high - low), high + 0.01 * (high - low), 4, WIDTH - 4)
+        return Axis(low - 0.01 * (high - low), high + 0.01 * (high - low), start, end)
     low = min([float(v[v > 0][0]) for v in ends], default=high / 2**16)
-    return Axis(max(low, high * 2.0**-24) / 1.3, high * 1.3, 4, WIDTH - 4, log=True)
+    return Axis(max(low, high * 2.0**-24) / 1.3, high * 1.3, start, end, log=True)
+
+
+def _every(picture: Picture, data: FormatsData, lang: str) -> None:
+    """A row a format: its values, and where the number goes."""
+    axis = _line_axis([row.values for row in data.rows], data.log, START, END)
+    bottom = FIRST + STEP * len(data.rows)
+    picture.text(0, FIRST - 10, say("format", lang), size=11, colour="muted")
+    for x, words in ((646, "becomes"), (WIDTH, "gap / number")):
+        picture.text(x, FIRST - 10, say(words, lang), size=11, colour="muted", anchor="end")
+    for i, row in enumerate(data.rows):
+        _row(picture, row, axis, FIRST + STEP * i, lang)
+    if axis.lo <= data.mark <= axis.hi:
+        x = float(axis(data.mark))
+        picture.segments(x, FIRST - 4, x, bottom, stroke="ink", width=1, opacity=0.6)
+        picture.polygon([(x - 6, FIRST - 14), (x + 6, FIRST - 14), (x, FIRST - 3)], fill="ink")
+    x_axis(picture, axis, bottom + 4, count=10)
+
+
+def _row(picture: Picture, row: Row, axis: Axis, top: float, lang: str) -> None:
+    if row.chosen:
+        picture.rect(0, top, WIDTH, STEP, fill="panel", opacity=PANEL)
+        picture.rect(0, top, 4, STEP, fill=row.colour)
+    middle = top + STEP / 2
+    picture.text(9, middle + 4, row.label, size=12, bold=row.chosen)
+    inside = row.values[(row.values >= axis.lo) & (row.values <= axis.hi)]
+    x = np.unique(np.round(2 * axis(inside)) / 2)  # more would be the same pixels
+    width = 0.8 if len(x) > 60 else 1.6
+    picture.segments(x, top + 4, x, top + STEP - 4, stroke=row.colour, width=width)
+    lost = not np.isfinite(row.cast)
+    if axis.lo <= row.nearest <= axis.hi:
+        look = {"fill": "vermilion" if lost else "ink", "stroke": "paper"}
+        picture.dots(float(axis(row.nearest)), middle, 4, **look)
+    words, gap = number(row.becomes, 4), "—" if np.isnan(row.gap) else share(row.gap)
+    if lost:
+        words, gap = number(row.cast), say("clipped {n}", lang, n=words)
+    picture.text(646, middle + 4, words, size=12, bold=lost, anchor="end")
+    picture.text(WIDTH, middle + 4, gap, size=11.5, anchor="end")
+    if row.pick:
+        picture.pick(f"line:{row.name}", (0, top, WIDTH, STEP), f"{row.label}: {words}, {gap}")
 
 
 def _errors(picture: Picture, data: FormatsData, lang: str) -> None:

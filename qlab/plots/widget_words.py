@@ -51,6 +51,10 @@ KOREAN = {
     "next above": "바로 위 값",
     "relative error against magnitude": "크기에 따른 상대 오차",
     "half the gap to the neighbour": "이웃까지 간격의 절반",
+    "two formats": "두 형식",
+    "every format with few bits": "비트가 적은 모든 형식",
+    "gap / number": "간격 / 수",
+    "clipped {n}": "자르면 {n}",
     # block_scale
     "{s} of {n} weights saturate, {v} vanish (become 0).":
         "가중치 {n}개 중 {s}개가 포화되고 {v}개가 0으로 사라집니다.",
@@ -62,6 +66,10 @@ KOREAN = {
     "SQNR against the range": "범위에 따른 SQNR",
     "range, % of the largest weight": "범위, 가장 큰 가중치의 %",
     "the conventions side by side": "규칙 나란히 보기",
+    "{m} of {n} blocks of the row end at 4": "행의 블록 {n}개 중 {m}개가 4에서 끝남",
+    "dB, ends at {n}": "dB, {n}에서 끝남",
+    "choose a block: click": "블록 고르기: 클릭",
+    "taken": "선택됨",
     # gptq_steps
     "output error after {done} of {all} columns": "열 {all}개 중 {done}개를 반올림한 뒤의 출력 오차",
     "this run ends at": "이 실행의 끝",

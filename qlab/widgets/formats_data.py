@@ -9,15 +9,25 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from qlab.plots.widget_formats import FormatsData
+from qlab.formats import FORMATS
+from qlab.plots.widget_formats import FormatsData, Row
+from qlab.suggest import near
 from qlab.widgets.formula import formula
-from qlab.widgets.numbers import WIDE, Numbers, numbers
+from qlab.widgets.numbers import SWITCHES, WIDE, Numbers, numbers
+
+TWO, EVERY = "two formats", "every format with few bits"
+ROWS = {  # what stands in the rows of EVERY: floats, tables, integers
+    "FP8": "E4M3", "FP8_E5M2": "E5M2", "FP6_E2M3": "E2M3", "FP6_E3M2": "E3M2", "FP4": "E2M1",
+    "NF4": "NF4", "BNB_FP4": "bnb FP4", "IQ4NL": "IQ4_NL",
+    "INT8": "INT8", "INT4": "INT4", "INT2": "INT2", "TERNARY": "ternary",
+}  # fmt: skip
+COLOURS = {"s": "blue", "t": "purple", "i": "green"}  # of a row, by its first bit
 
 
 @dataclass(frozen=True)
 class FormatsState:
-    """`place` is the value's place among the patterns of `format`; `same` scales both to a largest
-    value of 1.
+    """`place` is the value's place among the patterns of `format`; `same` scales all to a largest
+    value of 1; `show` is TWO or EVERY.
     """
 
     format: str = "FP8"
@@ -25,13 +35,14 @@ class FormatsState:
     other: str = "INT8"
     log: bool = False
     same: bool = True
+    show: str = TWO
 
 
 def formats_data(state: FormatsState) -> FormatsData:
     """Everything that the picture shows.
 
     Raises:
-        ValueError: an unknown format, or a place beyond its patterns.
+        ValueError: an unknown format, a place beyond its patterns, or a `show` that is none.
 
     Example:
         >>> formats_data(FormatsState("FP8", numbers("FP8").place(0b0_0111_000))).value
@@ -40,6 +51,8 @@ def formats_data(state: FormatsState) -> FormatsData:
     one, two = numbers(state.format), numbers(state.other)
     if not 0 <= state.place < 2**one.bits:
         raise ValueError(f"{one.name} has 2^{one.bits} patterns, place {state.place} is none")
+    if state.show not in (TWO, EVERY):
+        raise ValueError(f"show is no {state.show!r}: {near(state.show, (TWO, EVERY))}")
     code = one.pattern(state.place)
     value = one.value(code)
     scale = [1 / _largest(k) if state.same else 1.0 for k in (one, two)]
@@ -51,7 +64,40 @@ def formats_data(state: FormatsState) -> FormatsData:
         below=_neighbour(one, state.place, -1), above=_neighbour(one, state.place, 1),
         formula=formula(one, code), lines=(lines[0], lines[1]), mark=value * scale[0],
         log=state.log, sizes=magnitudes, errors=errors, bits=one.bits, sqnr=_sqnr(one.name),
+        rows=_rows(state, value * scale[0]) if state.show == EVERY else (),
     )  # fmt: skip
+
+
+def _rows(state: FormatsState, mark: float) -> tuple[Row, ...]:
+    """Every format of ROWS, and what becomes of the number that stands at `mark` on the line."""
+    found = []
+    for name, label in ROWS.items():
+        k = numbers(name)
+        scale = 1 / _largest(k) if state.same else 1.0
+        x, first = mark / scale, "i" if name == "TERNARY" else k.layout[0]
+        becomes = float("nan") if np.isnan(x) else float(k.nearest(np.array(x))) + 0.0
+        inside = np.isfinite(x) and x != 0 and abs(x) <= _largest(k)
+        gap = float(_gap(k, np.array([abs(x)]))[0] / abs(x)) if inside else float("nan")
+        found.append(Row(
+            name, label, COLOURS[first], k.values * scale, becomes * scale, becomes,
+            cast(name, x), gap, name == state.format, name in SWITCHES,
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def cast(name: str, x: float) -> float:
+    """What a cast makes of x without clipping: FP8 has NaN, or ∞, for what is beyond its largest
+    value, the others take the end.
+
+    Example:
+        >>> [cast("FP8", x) for x in (464.0, 465.0)], cast("FP8_E5M2", 1e6), cast("FP4", 1e6)
+        ([448.0, nan], inf, 6.0)
+    """
+    dtype = FORMATS[name].dtype
+    if dtype is None or np.isnan(x):
+        return float("nan") if np.isnan(x) else float(numbers(name).nearest(np.array(x)))
+    with np.errstate(over="ignore"):
+        return float(np.float32(x).astype(dtype))
 
 
 def _largest(k: Numbers) -> float:

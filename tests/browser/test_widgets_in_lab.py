@@ -83,6 +83,14 @@ def test_formats(lab):
     assert notebook.page.locator("[data-pick=bit7]").get_attribute("aria-checked") == "true"
     notebook.press("qlab-formats", "Enter")  # still the focus, though the picture is new
     assert "= 1 " in notebook.label("qlab-formats")
+    before = notebook.picture("qlab-formats")
+    notebook.page.locator(".qlab-formats select").first.select_option("every format with few bits")
+    notebook.await_change("qlab-formats", before)
+    both_themes(notebook, "qlab-formats", "every")
+    before = notebook.picture("qlab-formats")
+    notebook.page.locator("[data-pick='line:FP4']").click()
+    notebook.await_change("qlab-formats", before)
+    assert notebook.page.locator("[data-pick=bit4]").count() == 0  # four bits: 0 to 3
     notebook.close()
 
 
@@ -96,6 +104,13 @@ def test_block_scale(lab):
     notebook.page.locator("[data-pick=gptq_asym]").click()
     notebook.await_change("qlab-block_scale", before)
     assert "saturate" in notebook.label("qlab-block_scale")
+    before = notebook.picture("qlab-block_scale")
+    notebook.page.locator(".qlab-block_scale select").nth(1).select_option("NVFP4")
+    notebook.await_change("qlab-block_scale", before)
+    both_themes(notebook, "qlab-block_scale", "nvfp4")
+    before = notebook.picture("qlab-block_scale")
+    notebook.page.locator("[data-pick=blocks]").click(position={"x": 120, "y": 60})
+    notebook.await_change("qlab-block_scale", before)
     notebook.close()
 
 
