@@ -251,11 +251,12 @@ def quantize(
             **_settings(settings or []),
         )
         qlab.save(quantized, output, overwrite=overwrite)
-    cost = size(quantized).linears
+    cost = size(quantized)
     console.print(str(quantized.report), markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"wrote [bold]{output}[/]: {cost.bits_per_weight:.3f} bits a weight in the linears, "
-        f"{_bytes(cost.bytes_packed)} packed; look at it with [bold]qlab inspect {output}[/]",
+        f"wrote [bold]{output}[/]: {cost.words}, "
+        f"{_bytes(cost.linears.bytes_packed)} of linears packed; look at it with "
+        f"[bold]qlab inspect {output}[/]",
         highlight=False,
         soft_wrap=True,
     )
@@ -295,10 +296,19 @@ def _to_gguf(
     )
     console.print(
         f"wrote [bold]{output}[/]: {_bytes(output.stat().st_size)}, "
-        f"{mixtures.bits_per_weight(rows):.3f} bits a weight; {_fell_back(rows)}",
+        f"{_file_bits(rows)}; {_fell_back(rows)}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _file_bits(rows: list[Any]) -> str:
+    """Bits per weight of a planned or written file, and of which of its weights."""
+    from qlab.evaluation.memory import bits_words
+    from qlab.models import mixtures
+
+    linears = [row for row in rows if mixtures.layer_of(row.name) >= 0 and len(row.shape) > 1]
+    return bits_words(mixtures.bits_per_weight(linears), mixtures.bits_per_weight(rows), "file")
 
 
 def _source(name: str, as_stored: bool) -> Any:
@@ -430,6 +440,7 @@ def inspect(
             f"{_bytes(part.bytes_packed)} packed, {_bytes(part.bytes_memory)} in memory",
             highlight=False,
         )
+    console.print(f"together: {cost.words}", highlight=False, soft_wrap=True)
     for note in loaded.notes:
         console.print(f"· {note}", style="dim", markup=False, highlight=False)
     for key, value in loaded.label.provenance.items():
@@ -464,11 +475,16 @@ def _show_plan(model: str, mixture: str) -> None:
     console.print(table)
     total = sum(row.bytes for row in rows)
     console.print(
-        f"{mixture}: {len(rows)} tensors, {_bytes(total)}, "
-        f"{mixtures.bits_per_weight(rows):.3f} bits a weight; {_fell_back(rows)}",
+        f"{mixture}: {len(rows)} tensors, {_bytes(total)}, {_file_bits(rows)}; {_fell_back(rows)}",
         highlight=False,
         soft_wrap=True,
     )
+    if mixture not in mixtures.WRITTEN:
+        known = ", ".join(mixtures.WRITTEN)
+        console.print(
+            f"· read only: {mixture} is planned for its size; qlab quantize --to writes {known}",
+            style="dim", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _ranges(layers: list[int]) -> str:
@@ -612,9 +628,10 @@ def _texts(names: list[str], split: str = "evaluation") -> dict[str, str]:
 def _show(table: Any, json_file: Path | None) -> None:
     table.print(console)
     if json_file:
-        temporary = json_file.with_name(json_file.name + ".part")
-        temporary.write_text(table.to_json())
-        os.replace(temporary, json_file)
+        from qlab.io.atomic import atomic_file
+
+        with atomic_file(json_file, overwrite=True) as sink:
+            sink.write(table.to_json().encode())
         console.print(f"wrote [bold]{json_file}[/]", highlight=False)
 
 
@@ -628,6 +645,7 @@ def _as_options(said: str) -> str:
         ("overwrite=True", "--overwrite"),
         ("calibration_batches(model, …, tokens=…)", "a smaller --calibration-tokens"),
         ("context=… shorter ones", "--context shorter ones"),
+        ("as imatrix=…", "with --imatrix, as in qlab quantize MODEL --to Q4_K_M --imatrix FILE"),
     ):
         said = said.replace(call, option)
     return said

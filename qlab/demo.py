@@ -23,6 +23,7 @@ from rich.console import Console
 
 import qlab
 from qlab.cache import cache_dir
+from qlab.io.atomic import atomic_file
 from qlab.io.safetensors import spec_to_json
 from qlab.models.provenance import code_hash, versions, weights_hash
 from qlab.suggest import counted
@@ -263,10 +264,8 @@ def peak_memory() -> int:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-    os.replace(temporary, path)
+    with atomic_file(path, overwrite=True) as sink:
+        sink.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
 def provenance(row: Any) -> dict[str, Any]:

@@ -120,8 +120,10 @@ def sentence(spec: Spec) -> str:
     if spec.offset == "mean":
         formula += " + mean of the tensor"
     elif spec.offset is not None:
-        formula += " + offset"
-        shared.append(f"an offset stored as {_how_words(spec.offset)}")
+        least = _stores_minima(spec)
+        formula += " − minimum" if least else " + offset"
+        what = "a minimum, its sign turned," if least else "an offset"
+        shared.append(f"{what} stored as {_how_words(spec.offset)}")
     bits = f"{spec.format.bits:g}"
     article = "an" if bits.startswith("8") else "a"
     words = f"Each weight is {article} {bits}-bit code of {format_words(spec.format)}"
@@ -130,6 +132,15 @@ def sentence(spec: Spec) -> str:
         verb = "shares" if singular else "share"
         words += f"; {_block_words(spec.block)} {verb} " + " and ".join(shared) + ","
     return f"{words} and the weight is {formula}."
+
+
+def _stores_minima(spec: Spec) -> bool:
+    """Whether offsets are minima of at most 0 that are kept as positive codes and subtracted, as in
+    ggml's k-quants; a QTensor keeps the sign in their super-scale, and adds.
+    """
+    format = getattr(spec.offset, "format", None)  # of a nested Spec; a Format has a method
+    unsigned = isinstance(format, Format) and format.min == 0
+    return unsigned and spec.rule.__name__ == "minmax0"
 
 
 def fields(format: Format) -> str:

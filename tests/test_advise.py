@@ -306,6 +306,19 @@ def test_efficiencies_enclose_what_was_measured():
     assert [NOMINAL[f] for f in FILES] == sorted((NOMINAL[f] for f in FILES), reverse=True)
 
 
+def test_sources_say_what_they_were_compared_with():
+    """Or that they were not; and what follows from a bus is computed again."""
+    for item in (*SHAPES.values(), *HARDWARE.values()):
+        assert re.search("compared with|bits: bytes|channels: bytes", item.source), item.name
+    words = r"DDR\dX?-(\d+)(?: on (\d+) bits|, (\d) channels)"
+    found = {d.name: re.search(words, d.source) for d in HARDWARE.values()}
+    assert sum(map(bool, found.values())) == 6
+    for name, bus in found.items():
+        if bus:
+            bits = int(bus[2] or 64 * int(bus[3]))
+            assert HARDWARE[name].bandwidth == pytest.approx(int(bus[1]) * 1e6 * bits / 8, rel=3e-3)
+
+
 def test_memory_is_read():
     assert memory_of("2x24 GB") == (2, 24e9, False) and memory_of("2 × 24GiB") == (
         2,

@@ -82,6 +82,22 @@ def test_sentences():
     assert said("llama-3.1-8b", 80) == "BF16, the best of all, fits with its context."
 
 
+def test_the_picture_names_model_and_context():
+    def title(*arguments, lang="en", **more):
+        picture = draw_advisor(qlab.advise(*arguments, **more), lang)
+        words = next(m.words for m in picture.marks if hasattr(m, "words"))
+        assert picture.label.startswith(f"{words}; ")
+        return words
+
+    assert title("llama-3.1-70b", "48 GB") == "llama-3.1-70b, 8,192 tokens of context"
+    assert title("13B", 24) == "13B (shape of qwen2.5-14b), 8,192 tokens of context"
+    more = {"context": 4096, "batch": 4, "kv_bits": 8.5, "task": "math"}
+    assert title("deepseek-v3", 640, **more) == (
+        "deepseek-v3, 4,096 tokens of context, 4 sequences at once, KV cache in 8.5 bits, math"
+    )
+    assert title("llama-3.1-8b", 8, lang="ko") == "llama-3.1-8b, 컨텍스트 8,192토큰"
+
+
 states = st.builds(
     AdvisorState,
     st.sampled_from(sorted(SHAPES)),
@@ -150,4 +166,4 @@ def test_opened_with():
     with pytest.raises(ValueError, match="llama-3.1-8b"):
         advisor("llama-3.1-8c")
     figure = advisor().figure()
-    assert figure.get_label().startswith("llama-3.1-70b, 48 GiB: Q4_K_M")
+    assert figure.get_label().startswith("llama-3.1-70b, 8,192 tokens of context; 48 GiB: Q4_K_M")

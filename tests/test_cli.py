@@ -102,9 +102,12 @@ def test_python_m_qlab_exits_with_two():
 def test_quantize_inspect_evaluate_compare(tmp_path, capsys):
     folder, a, b = tmp_path / "q", tmp_path / "a.json", tmp_path / "b.json"
     code, out, err = said(capsys, "quantize", "tiny", "--spec", "int4_g64", "-o", str(folder))
-    assert code == 0 and "4.250 bits" in out, err
+    assert code == 0 and "4.250 bits per weight of the linears, 11.199 of the whole" in out, err
     code, out, err = said(capsys, "inspect", str(folder))
     assert code == 0 and "int4_g64" in out and "down_proj" in out and "MB packed" in out, err
+    words = qlab.evaluation.memory.size(qlab.load(folder)).words  # the same in both commands
+    assert words == "4.250 bits per weight of the linears, 11.199 of the whole model"
+    assert f"together: {words}" in out
     few = ["--text", "english", "--tokens", "512", "--context", "64"]
     code, out, err = said(
         capsys, "evaluate", str(folder), "--reference", "tiny", *few, "--json", str(a)
@@ -205,6 +208,8 @@ def test_one_of_a_thing_has_no_s(capsys):
 def test_a_plan_names_types_layers_and_what_fell_back(tmp_path, capsys):
     code, out, err = said(capsys, "inspect", "tiny", "--plan", "Q4_K_M")
     assert code == 0 and "every width fits its type" in out, err
+    assert "4.801 bits per weight of the linears, 5.256 of the whole file" in " ".join(out.split())
+    assert "read only" not in out
     assert any(
         line.split()[:4] == ["attn_v", "128×256", "Q6_K", "2–3"] for line in out.splitlines()
     )
@@ -213,6 +218,8 @@ def test_a_plan_names_types_layers_and_what_fell_back(tmp_path, capsys):
     code, out, err = said(capsys, "inspect", str(path), "--plan", "Q4_K_M")
     assert code == 0 and "Q5_0 for Q4_K" in out, err
     assert "14 of 15 matrices" in " ".join(out.split())
+    code, out, err = said(capsys, "inspect", "tiny", "--plan", "IQ2_XS")
+    assert code == 0 and "read only: IQ2_XS is planned for its size" in " ".join(out.split()), err
     assert _ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
 
 
@@ -221,7 +228,8 @@ def test_quantize_to_a_gguf_file(tmp_path, capsys):
     qlab.save(random_model(), source)
     command = ["quantize", str(source), "--to", "F16", "-o", str(half)]
     code, out, err = said(capsys, *command)
-    assert code == 0 and "bits a weight; every width fits" in " ".join(out.split()), err
+    line = "16.000 bits per weight of the linears, 16.054 of the whole file; every width fits"
+    assert code == 0 and line in " ".join(out.split()), (out, err)
     assert {t.type for t in qlab.io.gguf.read(half).tensors.values()} == {"F32", "F16"}
     code, _, err = said(capsys, *command)
     assert code == 2 and "--overwrite replaces it" in err
@@ -235,5 +243,9 @@ def test_imatrix_writes_a_file(tmp_path, capsys):
     code, out, err = said(capsys, *command)
     assert code == 0 and "28 tensors, 2 chunks of 256 tokens, english" in " ".join(out.split()), err
     assert qlab.io.imatrix.read(path).datasets == ("english",)
+    for wrong in (["inspect"], ["quantize", "--to", "Q8_0", "-o", "x.gguf"], ["evaluate"]):
+        code, _, err = said(capsys, wrong[0], str(path), *wrong[1:])
+        assert code == 2 and "i.gguf is an importance matrix, not a model; give it" in err, err
+        assert "--imatrix FILE" in err
     code, _, err = said(capsys, *command)
     assert code == 2 and "--overwrite replaces it" in err

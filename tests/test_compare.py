@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_prints_one_aligned_table(rows, capsys):
     lines = [line for line in said.splitlines() if line.strip()]
     heads = [line for line in lines if "KL 99.9 %" in line]
     assert len(heads) == 1
-    body = [line for line in lines if line.strip().startswith(("float", "int4", "int2"))]
+    body = [line for line in lines if re.match(r"\s+(float|int4|int2) .*±", line)]
     assert len(body) == 3 and len({len(line.rstrip()) for line in body}) == 1, said
     assert "32.000" in body[0] and "±" in body[1]
     assert "8 windows, 504 tokens scored" in said
@@ -115,11 +116,22 @@ def test_divergences_are_paired_too(rows):
         paired_difference(rows[1], rows[2], "mixed", of="kll")
 
 
+def test_bits_say_of_what(rows):
+    notes = " ".join(compare(rows, show=False).notes())
+    whole = rows[1].size.whole.bits_per_weight
+    linears = rows[1].size.linears.bits_per_weight
+    said = f"{linears:.3f} bits per weight of the linears, {whole:.3f} of the whole model"
+    assert whole > linears and said in repr(rows[1])
+    assert f"the whole model, tables and norms too: float 32.000, int4 {whole:.3f}" in notes
+
+
 def test_rows_without_windows_of_kl_still_load_and_say_so(rows):
     kept = rows[1].to_dict()
     for text in kept["texts"]:
         del text["window_kl"]
+    del kept["size"]["whole"]
     old = Evaluation.from_dict(json.loads(json.dumps(kept)))
+    assert old.size.whole is None and old.size.words.endswith("of the linears")
     assert old["mixed"].window_kl is None and old["mixed"].kl == rows[1]["mixed"].kl
     with pytest.raises(ValueError, match="'int4' has no kl of single windows on 'mixed'"):
         paired_difference(rows[2], old, "mixed", of="kl")

@@ -235,7 +235,7 @@ def test_the_solutions_of_gguf_agree_with_the_library():
 
 def test_the_solutions_of_mixtures_agree_with_the_library():
     right = {name: e.solution for name, e in ALL.items()}
-    for n in range(1, 130):
+    for n in (*range(1, 18), 24, 32, 61, 80, 126):  # each compiles anew
         wanted = [mixtures.more_bits(mixtures.Layer(i, n, 1, False)) for i in range(n)]
         np.testing.assert_array_equal(right["use_more_bits"](n), wanted)
     rows = [mixtures.as_it_is("a", (3, 256), "Q4_K"), mixtures.as_it_is("b", (9, 256), "Q6_K")]

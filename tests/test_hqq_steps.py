@@ -109,13 +109,15 @@ def test_a_step_by_hand(source, beta):
 
 def test_what_the_picture_claims(source):
     """With hqq's own β no error of a 3-bit layer is kept: z is a mean, and squares fall most."""
-    end = hqq_steps_data(source, HqqStepsState(step=ITERS))
+    end = hqq_steps_data(source, HqqStepsState(step=ITERS, beta=10.0))
     assert (end.found.kept == 0).all() and end.found.rose
     assert end.change[1] < 2 * end.change[0] < 0
-    assert abs(end.moved[-1, end.index]) == np.abs(end.moved[-1]).max()  # the one it opens with
+    assert abs(end.moved[-1, end.index]) == np.abs(end.moved[-1]).max()
+    first = hqq_steps_data(source, HqqStepsState(step=ITERS))  # the one it opens with
+    assert abs(first.moved[-1, first.index]) == np.abs(first.moved[-1]).max()
     kept = hqq_steps_data(source, HqqStepsState(step=ITERS, beta=1000.0)).found.kept
     assert (kept > 0.5).all() and (kept < 1).all()
-    worse = hqq_steps_data(source, HqqStepsState(layer=V, channel=0, step=ITERS))
+    worse = hqq_steps_data(source, HqqStepsState(layer=V, channel=0, step=ITERS, beta=10.0))
     assert worse.change[0] < 0 < worse.change[2]  # better weights, worse output: said so
     assert "the output error did not fall" in sentence(worse, "en")
     assert percent(float(worse.change[2])).startswith("+")
@@ -129,7 +131,8 @@ def test_the_sentence_says_what_happened(source):
     data = hqq_steps_data(source, HqqStepsState(step=5))
     n = (data.group.codes[5] != data.group.codes[4]).sum()
     assert f"{n} of 64 weights" in said(step=5) and n > 0
-    last = said(step=ITERS)
+    slow = {"step": ITERS, "beta": 10.0}  # the method's own
+    data, last = hqq_steps_data(source, HqqStepsState(**slow)), said(**slow)
     assert f"ends with step {data.found.steps}:" in last and "no longer fell" in last
     assert "the output error fell" in last
     assert "no more are allowed" in said(step=ITERS, beta=1000.0)
@@ -139,6 +142,15 @@ def test_the_sentence_says_what_happened(source):
 def test_the_code_shown_is_the_code_run():
     assert len(CODE) == 2 and "shrink(" in CODE[0] and "ordered_mean(" in CODE[1]
     assert all(line in inspect.getsource(hqq_step) for line in CODE)
+
+
+def test_the_first_view_has_errors_that_are_kept(source):
+    data = hqq_steps_data(source, HqqStepsState())
+    kept = data.group.kept[data.step] != 0
+    assert 5 < kept.sum() < len(kept) - 5 and 0.05 < data.found.kept[data.step] < 0.5
+    reds = [m for m in draw_hqq_steps(data).marks if getattr(m, "stroke", "") == "vermilion"]
+    assert sum(len(m.points) for m in reds) > 5
+    assert data.changed.any()
 
 
 def test_a_move_is_a_lookup(source):

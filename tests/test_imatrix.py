@@ -12,6 +12,7 @@ import qlab
 from qlab.io import gguf, imatrix
 from qlab.io.gguf_values import Value
 from qlab.io.imatrix import Imatrix
+from qlab.models import to_gguf
 from qlab.models.taps import layer_inputs
 from tests.fuzz_for_tests import outcomes
 from tests.models_for_tests import OPT_CONFIG, random_model, tokens_for
@@ -132,6 +133,17 @@ def test_round_trips(tmp_path_factory, shapes, datasets):
     same(imatrix.read(imatrix.write(folder / "round.gguf", one, overwrite=True)), one)
     if any(count for _, _, count in shapes.values()):
         imatrix.read(imatrix.write(folder / "round.dat", one, overwrite=True))
+
+
+@pytest.mark.parametrize("suffix", ["gguf", "dat"])
+def test_it_is_no_model(suffix, tmp_path):
+    path = imatrix.write(tmp_path / f"i.{suffix}", an_imatrix())
+    for wrong in (qlab.load, lambda p: to_gguf(p, tmp_path / "m.gguf", "Q8_0")):
+        with pytest.raises(ValueError, match=f"i.{suffix} is an importance matrix, not a model; "):
+            wrong(path)
+    imatrix.refuse(qlab.save(random_model(), tmp_path / "m.gguf"))
+    (tmp_path / "text.txt").write_text("no model either, but said by the reader of models")
+    imatrix.refuse(tmp_path / "text.txt")
 
 
 def test_problems_are_told():

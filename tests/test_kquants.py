@@ -271,6 +271,8 @@ ROUNDED = qlab.quantize(ONES, SPECS["q4_0"])
     "call, said",
     [
         (lambda: gguf.encode(ONES, "Q4_k"), "'Q4_k' is unknown: did you mean 'Q4_K'"),
+        (lambda: gguf.encode(ONES, "q4_k"), "'q4_k' is unknown: did you mean 'Q4_K'"),
+        (lambda: gguf.encode(ONES, "iq4_xs"), "'iq4_xs' is unknown: did you mean 'IQ4_XS'"),
         (lambda: gguf.encode(ONES[:, :100], "Q4_K"), "100 columns are no multiple of Q4_K's 256"),
         (lambda: gguf.encode(ONES[:, :32], "NVFP4"), "32 columns are no multiple of NVFP4's 64"),
         (lambda: gguf.encode(ONES[0], "Q4_K"), r"\(rows, cols\), not float32 \(256,\)"),

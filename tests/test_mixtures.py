@@ -9,7 +9,15 @@ import pytest
 
 from qlab.io.gguf import TYPES
 from qlab.models import mixtures
-from qlab.models.mixtures import MIXTURES, Layer, bits_per_weight, fitting, more_bits, plan
+from qlab.models.mixtures import (
+    MIXTURES,
+    WRITTEN,
+    Layer,
+    bits_per_weight,
+    fitting,
+    more_bits,
+    plan,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "mixtures.npz")
 META = json.loads(str(GOLDEN["meta"]))
@@ -119,5 +127,10 @@ def test_refusals():
     config = SimpleNamespace(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
     with pytest.raises(ValueError, match="'Q4_K_X'; did you mean 'Q4_K"):
         plan("Q4_K_X", [], config)
+    for wrong in ("IQ2_XXL", "IQ2_S", "IQ2", "?"):  # what is suggested can be written
+        with pytest.raises(ValueError, match=wrong.replace("?", r"\?")) as refused:
+            plan(wrong, [], config)
+        assert "IQ2_X" not in str(refused.value).split(";")[1]
+    assert set(MIXTURES) - set(WRITTEN) == {"IQ2_XXS", "IQ2_XS"}
     with pytest.raises(ValueError, match="'blk.0.ffn_up_exps.weight' belongs to experts"):
         plan("Q4_K_M", [("blk.0.ffn_up_exps.weight", (2, 256, 256), "F32")], config)

@@ -133,7 +133,16 @@ def test_names_and_links_exist(path):
             assert (path.parent / link).exists(), link
 
 
-@every_notebook
+# The first two run with every suite; the others take one to three minutes each, and CI runs them.
+QUICK = ("00_", "01_")
+every_run = pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[] if p.name.startswith(QUICK) else pytest.mark.slow) for p in PATHS],
+    ids=[p.stem for p in PATHS],
+)
+
+
+@every_run
 def test_runs_again(path, monkeypatch):
     """A second run fails nowhere and prints what the first one printed in the exercises."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]

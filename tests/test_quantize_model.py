@@ -11,6 +11,7 @@ import pytest
 
 from qlab.formats import INT4, UINT4
 from qlab.methods import rtn
+from qlab.models.calibrate import calibrate
 from qlab.models.provenance import code_hash
 from qlab.models.quantize import quantize_model
 from qlab.models.report import Report
@@ -147,6 +148,27 @@ def test_stats_give_a_loss():
     expected = output_error(w, dequantize(linears(q)[path].weight), stats)
     assert row.loss == pytest.approx(float(expected), rel=1e-5)
     assert q.report.layers[1].loss is None
+
+
+def test_floored_importances_are_told():
+    """Dead channels, by a norm's gain of zero: counted for every layer that reads them, and in
+    sum."""
+    gain = MODEL.layers[0].input_layernorm.weight
+    state = jax.tree.map(lambda x: x, MODEL)
+    state.layers[0].input_layernorm.weight = gain.at[jnp.array([3, 40])].set(0.0)
+    stats = calibrate(state, tokens_for(state))
+    q = run("q4_0", state, "kquants", stats=stats)
+    found = {row.path: (row.floored, row.dead) for row in q.report.layers}
+    for name, expected in (("q_proj", (2, 2)), ("v_proj", (2, 2)), ("o_proj", (0, 0))):
+        assert found[f"layers.0.self_attn.{name}"] == expected
+    said = str(q.report)
+    assert "the importance of 6 columns in 3 linears was below 10⁻⁶ of the mean" in said
+    assert "layers.0.self_attn.q_proj 2 of 64" in said
+    assert "floored" in said and '<th scope="col">floored</th>' in q.report._repr_html_()
+    assert Report.from_dict(json.loads(json.dumps(q.report.to_dict()))) == q.report
+    rounded = run("q8_0", state, "kquants", stats=stats).report  # nothing is weighed there
+    assert rounded.layers[0].floored is None and "importance" not in str(rounded)
+    assert run("q4_0", state, "kquants").report.layers[0].floored is None  # nor without a text
 
 
 def test_own_method_and_hyper_parameters():

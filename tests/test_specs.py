@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from qlab import specs
+from qlab.describe import sentence
 from qlab.formats import INT4, UINT4
 from qlab.qtensor import bits_per_weight, dequantize, quantize
+from qlab.rules import minmax
 from qlab.specs import SPECS, TABLE, explain, find, name_of
 
 # Relative error ‖w − ŵ‖ / ‖w‖ of 256 × 4096 numbers: numpy's default_rng(0), then standard_normal,
@@ -120,6 +122,12 @@ def test_explain_takes_specs_and_tensors():
     q = quantize(jnp.ones((2, 64)), SPECS["int4_g64"])
     assert explain(q).name == "int4_g64"
     assert "4 + 6/32 + 16/256 + 6/32 + 16/256 = 4.5 bits" in str(explain("q4_k"))
+    for name in ("q2_k", "q4_k", "q5_k"):  # ggml keeps −min as positive codes, and subtracts
+        assert sentence(SPECS[name]).endswith("and the weight is scale · value − minimum.")
+    for name in ("q4_1", "q5_1"):  # and adds these
+        assert sentence(SPECS[name]).endswith("and the weight is scale · value + offset.")
+    own = SPECS["q4_k"].replace(rule=minmax)
+    assert sentence(own).endswith("+ offset.")  # another rule may leave positive minima
     assert "QTensor 2 × 64" in q._repr_html_() and "68 bytes" in q._repr_html_()
 
 

@@ -491,6 +491,7 @@ def test_report_opens_the_cell_that_is_picked(quantized_tiny):
             {"dead": 7, "tokens": 512, "damp": 0.01},
             ["7 of 768 input channels", "512 tokens for 768"],
         ),
+        ({"floored": 3}, ["3 of 768 columns had an importance below"]),
         ({"clipped": 0.04, "notes": ("rows are constant",)}, ["4 % of the", "rows are constant"]),
         ({"loss": 0.1, "rtn_loss": 0.2, "tokens": 512}, []),  # nothing is inverted
     ],

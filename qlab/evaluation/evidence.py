@@ -1,6 +1,7 @@
 """What advice rests on: published losses of files, measured speeds, and what tasks ask for.
 
-Every entry names its source. "secondary" marks what was not read at its origin.
+Every entry names its source. "secondary" marks what was not read at its origin, "not compared"
+what could not be read a second time.
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 
 README = "llama.cpp, tools/perplexity/README, Llama-3-8B on WikiText-2"
-TORCHAO = "pytorch/ao, Llama-3.1-8B on WikiText"
+TORCHAO = "pytorch/ao, docs/source/workflows/inference.md, Llama-3.1-8B on WikiText"
 # file -> (perplexity, mean KL divergence from float16, source). Perplexities compare within a
-# source only. Q4_K_M and Q2_K were made with an importance matrix.
+# source only. Q4_K_M, Q2_K and the IQ types were made with an importance matrix.
 LOSSES: dict[str, tuple[float, float | None, str]] = {
     "BF16": (6.2332, 0.00055, README + " (float16)"),
     "Q8_0": (6.2343, 0.00136, README),
     "Q6_K": (6.2534, 0.00545, README),
     "Q5_K_M": (6.2886, 0.01076, README),
     "Q4_K_M": (6.3829, 0.02815, README),
+    "IQ4_XS": (6.4597, 0.03633, README),
     "Q3_K_M": (6.8885, 0.1019, README),
     "Q2_K": (8.6478, 0.3322, README),
+    "IQ2_XS": (10.7614, 0.5463, README),
+    "IQ2_XXS": (14.0918, 0.8120, README),
     "FP8": (7.4197, None, TORCHAO + " (bfloat16: 7.3315)"),
     "INT8": (7.4535, None, TORCHAO + " (bfloat16: 7.3315)"),
     "NVFP4": (8.4459, None, TORCHAO + " (bfloat16: 7.3315)"),
@@ -41,14 +45,15 @@ class Anchor:
         return self.read * self.speed / self.bandwidth
 
 
-_MAC = "llama.cpp discussion 4167, secondary"
+_MAC = "llama.cpp discussion 4167, secondary, not compared"
 # Bytes: of the linears and the head at their bits; the embedding is looked up, not read.
 ANCHORS = (
     Anchor("Mistral-7B, AWQ 4-bit, RTX 4090", 6.98e9 * 4.25 / 8 + 0.13e9 * 2, 156, 1008e9,
-           "AutoAWQ README"),
+           "AutoAWQ README, version 0.1.6"),
     Anchor("Llama-3-8B, AWQ 4-bit, RTX 4090", 6.98e9 * 4.25 / 8 + 0.525e9 * 2, 1 / 6.39e-3, 1008e9,
-           "llm-awq README, TinyChat"),
-    Anchor("Llama-2-70B at 2.5 bits, RTX 4090", 68.7e9 * 2.5 / 8, 38, 1008e9, "exllamav2 README"),
+           "llm-awq README, TinyChat (an earlier one: 6.66 ms)"),
+    Anchor("Llama-2-70B at 2.5 bits, RTX 4090", 68.7e9 * 2.5 / 8, 38, 1008e9,
+           "exllamav2 README (earlier ones: 35, 37)"),
     Anchor("Llama-2-7B, Q4_0, M1 Max", 3.83e9, 61.19, 400e9, _MAC),
     Anchor("Llama-2-7B, Q8_0, M1 Max", 7.16e9, 40.2, 400e9, _MAC),
 )  # fmt: skip
@@ -112,7 +117,7 @@ SMALL_WORDS = (
 SLOWER_WORDS = (
     "fewer bits are not always faster: int8 weights alone decode at 0.652 times the speed of "
     "bfloat16 on an H100, FP8 at 1.214 times",
-    "pytorch/ao, Llama-3.1-8B in vLLM",
+    "pytorch/ao, docs/source/workflows/inference.md, Llama-3.1-8B in vLLM",
 )
 NEWER_WORDS = (
     "newer, longer trained models are more fragile: Q4_K_M has a KL of 0.0127 on Llama-2-7B, "

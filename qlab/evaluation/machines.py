@@ -54,29 +54,37 @@ def _other(name: str, kind: str, sizes: tuple, bandwidth: float, tera: float | N
     return Device(name, kind, sizes, bandwidth * GB, flops, (), source)
 
 
-_GEFORCE = "NVIDIA's data sheet; FLOP/s: twice the shaders', as its white papers have it"
-_APPLE = "Apple's press release"
+# What NVIDIA's white papers call FP16 with sums in float32 is twice the shaders' FLOP/s. "Compared
+# with": a page by others that has the same numbers; the makers' own were not at hand.
+_GEFORCE = "NVIDIA's data sheet; FLOP/s: twice the shaders'; compared with "
+_HOPPER = "NVIDIA's data sheet, SXM, without sparsity; compared with glennklockwood.com, H100"
+_APPLE = "Apple's press release; compared with "
 _BUS = "bytes of the bus × transfers a second"
 _ALL = (
-    _nvidia("RTX 3060 12GB", 12, 360, 25.5, _AMPERE, _GEFORCE),
-    _nvidia("RTX 4060 8GB", 8, 272, 30.2, _ADA, _GEFORCE),
-    _nvidia("RTX 3090", 24, 936, 71, _AMPERE, _GEFORCE),
-    _nvidia("RTX 4090", 24, 1008, 165.2, _ADA, _GEFORCE),
-    _nvidia("RTX 5090", 32, 1792, 209.5, _BLACKWELL, _GEFORCE),
-    _nvidia("H100", 80, 3350, 989.4, _ADA, "NVIDIA's data sheet, SXM, without sparsity"),
-    _nvidia("H200", 141, 4800, 989.4, _ADA, "NVIDIA's data sheet, SXM, without sparsity"),
-    _other("Apple M1", "apple", (8, 16), 68.25, 2.6, _APPLE),
-    _other("Apple M1 Max", "apple", (32, 64), 400, 10.4, _APPLE),
-    _other("Apple M2", "apple", (8, 16, 24), 100, 3.6, _APPLE),
-    _other("Apple M2 Ultra", "apple", (64, 128, 192), 800, 27.2, _APPLE),
-    _other("Apple M3 Max", "apple", (48, 64, 128), 400, None, _APPLE + "; 40 GPU cores"),
-    _other("Apple M4", "apple", (16, 24, 32), 120, None, _APPLE),
-    _other("Apple M4 Pro", "apple", (24, 48, 64), 273, None, _APPLE),
-    _other("Apple M4 Max", "apple", (48, 64, 128), 546, None, _APPLE + "; 40 GPU cores"),
-    _other("Apple M3 Ultra", "apple", (96, 256, 512), 819, None, _APPLE),
+    _nvidia("RTX 3060 12GB", 12, 360, 25.5, _AMPERE, _GEFORCE + "sysrqmts.com"),
+    _nvidia("RTX 4060 8GB", 8, 272, 30.2, _ADA, _GEFORCE + "hmc-tech.com, fpsbench.com"),
+    _nvidia("RTX 3090", 24, 936, 71, _AMPERE, _GEFORCE + "holynerdvana.blogspot.com"),
+    _nvidia("RTX 4090", 24, 1008, 165.2, _ADA, _GEFORCE + "hmc-tech.com, fpsbench.com"),
+    _nvidia("RTX 5090", 32, 1792, 209.5, _BLACKWELL, _GEFORCE + "spheron.network (838 sparse / 4)"),
+    _nvidia("H100", 80, 3350, 989.4, _ADA, _HOPPER),
+    _nvidia("H200", 141, 4800, 989.4, _ADA, _HOPPER + "; ai-hpc.github.io, 8x-H200"),
+    _other("Apple M1", "apple", (8, 16), 68.25, 2.6,
+           "LPDDR4X-4266 on 128 bits: " + _BUS + "; FLOP/s: " + _APPLE + "hmc-tech.com"),
+    _other("Apple M1 Max", "apple", (32, 64), 400, 10.4, _APPLE + "calendar-uk.co.uk, Apple GPU"),
+    _other("Apple M2", "apple", (8, 16, 24), 100, 3.6, _APPLE + "applebuyegypt.com, macrumors.com"),
+    _other("Apple M2 Ultra", "apple", (64, 128, 192), 800, 27.2, _APPLE + "apple.com/pl/mac-pro"),
+    _other("Apple M3 Max", "apple", (48, 64, 128), 400, None,
+           _APPLE + "macmegasite.com; 40 GPU cores; sizes not compared"),
+    _other("Apple M4", "apple", (16, 24, 32), 120, None, _APPLE + "mactrast.com"),
+    _other("Apple M4 Pro", "apple", (24, 48, 64), 273, None, _APPLE + "techmoran.com"),
+    _other("Apple M4 Max", "apple", (48, 64, 128), 546, None,
+           _APPLE + "macrumors.com, 2024-10-30; 40 GPU cores"),
+    _other("Apple M3 Ultra", "apple", (96, 256, 512), 819, None, _APPLE + "techpowerup.com"),
     _other("phone", "phone", (8, 12, 16), 76.8, None, "LPDDR5X-9600 on 64 bits: " + _BUS),
-    _other("Jetson AGX Orin", "edge", (32, 64), 204.8, None, "NVIDIA's data sheet"),
-    _other("Raspberry Pi 5", "edge", (8, 16), 17.1, None, "LPDDR4X-4267 on 32 bits: " + _BUS),
+    _other("Jetson AGX Orin", "edge", (32, 64), 204.8, None,
+           "LPDDR5-6400 on 256 bits: " + _BUS + "; not compared with NVIDIA's data sheet"),
+    _other("Raspberry Pi 5", "edge", (8, 16), 17.1, None,
+           "LPDDR4X-4267 on 32 bits (compared with circuitdigest.com): " + _BUS),
     _other("CPU DDR4", "cpu", (16, 32, 64, 128), 51.2, None, "DDR4-3200, 2 channels: " + _BUS),
     _other("CPU DDR5", "cpu", (16, 32, 64, 128, 192), 89.6, None, "DDR5-5600, 2 channels: " + _BUS),
 )  # fmt: skip

@@ -179,8 +179,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         scores = "; ".join(f"{t.name} ppl {t.ppl}" for t in self.texts)
-        bits = f"{self.size.linears.bits_per_weight:.3f} bits/weight"
-        return f"<Evaluation {self.name}: {bits}; {scores}>"
+        return f"<Evaluation {self.name}: {self.size.words}; {scores}>"
 
     def _repr_html_(self) -> str:
         from qlab.evaluation.tables import Comparison
@@ -195,6 +194,7 @@ def records(row: Evaluation) -> list[dict[str, Any]]:
         line: dict[str, Any] = {
             "model": row.name,
             "bits_per_weight": row.size.linears.bits_per_weight,
+            "bits_per_weight_whole": row.size.whole and row.size.whole.bits_per_weight,
             "text": score.name,
             "windows": score.windows,
             "tokens": score.tokens,
@@ -222,8 +222,9 @@ def _revive(kind: Any, value: Any) -> Any:
         return None
     built = {}
     for field in dataclasses.fields(kind):
-        raw = value.get(field.name) if field.name == "window_kl" else value[field.name]
-        name = str(field.type)
+        newer = field.name in ("window_kl", "whole")  # not in what older versions wrote
+        raw = value.get(field.name) if newer else value[field.name]
+        name = str(field.type).removesuffix(" | None")
         if name.startswith("Estimate"):
             raw = _revive(Estimate, raw)
         elif name in ("Size", "Protocol", "Cost"):

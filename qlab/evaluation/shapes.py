@@ -1,7 +1,8 @@
 """The shapes of published models: what memory and speed follow from.
 
 Parameters, active parameters and the bytes of a token in the KV cache are computed from the shape;
-`SHAPES` says where each was published. Not here: bits (`mixtures`), machines (`machines`).
+`SHAPES` says where each was published, and which copy of that its numbers were compared with. Not
+here: bits (`mixtures`), machines (`machines`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Shape:
         longest: tokens it was made for.
         like: another's name, whose bits per weight are taken where this one's tensors are not
             known; "": they are.
-        source: where it was published.
+        source: where it was published, and with which public copy it was compared.
     """
 
     name: str
@@ -106,47 +107,72 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim
 
 
-def _llama(name: str, layers: int, hidden: int, ffn: int, heads: int, **more: Any) -> Shape:
+def _llama(
+    name: str, layers: int, hidden: int, ffn: int, heads: int, copy: str, **more: Any
+) -> Shape:
     """Llama 3: 8 key-value heads, 128,256 tokens, made for 131,072."""
-    more = {"head_dim": 128, "source": "meta-llama config.json; arXiv 2407.21783", **more}
+    source = f"meta-llama config.json; arXiv 2407.21783; compared with {copy}"
+    more = {"head_dim": 128, "source": source, **more}
     return Shape(name, layers, hidden, ffn, heads, 8, vocab=128_256, longest=131_072, **more)
 
 
-def _qwen(name: str, layers: int, hidden: int, ffn: int, heads: int, **more: Any) -> Shape:
-    """Qwen 2.5 of 7 billion and more: biases, 152,064 tokens, made for 32,768 without YaRN."""
+def _qwen(
+    name: str, layers: int, hidden: int, ffn: int, heads: int, copy: str, **more: Any
+) -> Shape:
+    """Qwen 2.5 of 7 billion and more: biases, 152,064 tokens; made for 32,768 without YaRN, as the
+    config.json of the Instruct models says (those of the base models say 131,072).
+    """
     more = {"kv_heads": 8, "vocab": 152_064, "longest": 32_768, "bias": True, **more}
-    source = "Qwen config.json; arXiv 2412.15115"
+    source = f"Qwen config.json; arXiv 2412.15115; compared with {copy}"
     return Shape(name, layers, hidden, ffn, heads, head_dim=128, source=source, **more)
 
 
+# Copies of config.json files that others keep in public; `hf` is huggingface.co.
+_PROF = "github.com/citsjtu2020/LLM-Prof, sglang/Model_Config.md"
+_THUNDER = "github.com/kevinstephano/thunder_model_blocks, hf_llama/llama_config.py"
+
 _DEEPSEEK: dict[str, Any] = {
-    "layers": 61, "hidden": 7168, "ffn": 18_432, "heads": 128, "kv_heads": 128, "head_dim": 128,
-    "vocab": 129_280, "longest": 163_840, "mla": (512, 64), "total": 671e9, "active_total": 37e9,
+    "layers": 61,
+    "hidden": 7168,
+    "ffn": 18_432,
+    "heads": 128,
+    "kv_heads": 128,
+    "head_dim": 128,
+    "vocab": 129_280,
+    "longest": 163_840,
+    "mla": (512, 64),
+    "total": 671e9,
+    "active_total": 37e9,
     "like": "llama-3.1-405b",
-}  # fmt: skip
+}  # the sums of parameters: README_WEIGHTS.md of DeepSeek-V3 (its 37 billion are 36.6)
+_R1 = "compared with hf OPEA/DeepSeek-R1-int4-gptq-sym-inc"  # fmt: skip
 _ALL = (
     Shape("smollm2-135m", 30, 576, 1536, 9, 3, 64, 49_152, 8192, tied=True,
-          source="HuggingFaceTB/SmolLM2-135M config.json"),
-    _llama("llama-3.2-1b", 16, 2048, 8192, 32, head_dim=64, tied=True),
-    _llama("llama-3.2-3b", 28, 3072, 8192, 24, tied=True),
-    _qwen("qwen2.5-3b", 36, 2048, 11_008, 16, kv_heads=2, vocab=151_936, tied=True),
+          source="HuggingFaceTB/SmolLM2-135M config.json; compared with "
+          "hf rajrin/SmolLM2-FT-MyDataset"),
+    _llama("llama-3.2-1b", 16, 2048, 8192, 32, _THUNDER, head_dim=64, tied=True),
+    _llama("llama-3.2-3b", 28, 3072, 8192, 24, _PROF, tied=True),
+    _qwen("qwen2.5-3b", 36, 2048, 11_008, 16, _PROF, kv_heads=2, vocab=151_936, tied=True),
     Shape("llama-2-7b", 32, 4096, 11_008, 32, 32, 128, 32_000, 4096,
-          source="meta-llama config.json; arXiv 2307.09288"),
+          source="meta-llama config.json; arXiv 2307.09288; compared with "
+          "hf TheBloke/Llama-2-7B-fp16"),
     Shape("mistral-7b", 32, 4096, 14_336, 32, 8, 128, 32_768, 32_768,
-          source="mistralai/Mistral-7B-v0.3 config.json"),
-    _qwen("qwen2.5-7b", 28, 3584, 18_944, 28, kv_heads=4),
-    _llama("llama-3.1-8b", 32, 4096, 14_336, 32),
+          source="mistralai/Mistral-7B-v0.3 config.json; compared with hf unsloth/mistral-7b-v0.3"),
+    _qwen("qwen2.5-7b", 28, 3584, 18_944, 28, _PROF + "; hf osllmai-community/Qwen2.5-7B-Instruct",
+          kv_heads=4),
+    _llama("llama-3.1-8b", 32, 4096, 14_336, 32, _PROF),
     Shape("qwen3-8b", 36, 4096, 12_288, 32, 8, 128, 151_936, 40_960,
-          source="Qwen/Qwen3-8B config.json"),
-    _qwen("qwen2.5-14b", 48, 5120, 13_824, 40),
+          source="Qwen/Qwen3-8B config.json; compared with " + _PROF),
+    _qwen("qwen2.5-14b", 48, 5120, 13_824, 40, _PROF + " (but for its 32,768)"),
     Shape("qwen3-30b-a3b", 48, 2048, 768, 32, 4, 128, 151_936, 40_960, experts=128, used=8,
-          source="Qwen/Qwen3-30B-A3B config.json"),
-    _qwen("qwen2.5-32b", 64, 5120, 27_648, 40),
-    _llama("llama-3.1-70b", 80, 8192, 28_672, 64),
-    _qwen("qwen2.5-72b", 80, 8192, 29_568, 64),
-    _llama("llama-3.1-405b", 126, 16_384, 53_248, 128),
-    Shape("deepseek-v3", **_DEEPSEEK, source="deepseek-ai config.json; arXiv 2412.19437"),
-    Shape("deepseek-r1", **_DEEPSEEK, source="deepseek-ai config.json; arXiv 2501.12948"),
+          source="Qwen/Qwen3-30B-A3B config.json; compared with " + _PROF),
+    _qwen("qwen2.5-32b", 64, 5120, 27_648, 40, _PROF + " (but for its 32,768)"),
+    _llama("llama-3.1-70b", 80, 8192, 28_672, 64, "hf mlabonne/Llama-3.1-70B-Instruct-lorablated"),
+    _qwen("qwen2.5-72b", 80, 8192, 29_568, 64, "hf OPEA/Qwen2.5-72B-Instruct-int4-sym-inc"),
+    # It was first published with 16 key-value heads, each of 8 twice; so say older copies.
+    _llama("llama-3.1-405b", 126, 16_384, 53_248, 128, "hf uiuc-convai/CoALM-405B"),
+    Shape("deepseek-v3", **_DEEPSEEK, source=f"deepseek-ai config.json; arXiv 2412.19437; {_R1}"),
+    Shape("deepseek-r1", **_DEEPSEEK, source=f"deepseek-ai config.json; arXiv 2501.12948; {_R1}"),
 )  # fmt: skip
 SHAPES = {shape.name: shape for shape in _ALL}
 # Whose shape a mere size is given: grouped-query attention, one model for each size.

@@ -249,6 +249,10 @@ def _notes(rows: Sequence[Evaluation]) -> list[str]:
         f"linears; the embedding ({size.embedding.weights:,} weights) is apart: "
         f"{size.embedding.bits_per_weight:.3f} bits/w in {rows[0].name!r}."
     )
+    whole = {row.name: row.size.whole for row in rows}
+    some = [f"{name} {cost.bits_per_weight:.3f}" for name, cost in whole.items() if cost]
+    if some:
+        notes.append(f"bits/w of the whole model, tables and norms too: {', '.join(some)}.")
     for row in rows:
         notes += [note for note in row.notes if note not in notes]
     return notes

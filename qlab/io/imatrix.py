@@ -109,6 +109,31 @@ def read(path: str | os.PathLike) -> Imatrix:
     return found
 
 
+def refuse(path: str | os.PathLike) -> None:
+    """Refuses an importance matrix where a model is expected; anything else passes.
+
+    Raises:
+        ValueError: it is one, GGUF or `.dat`; the sentence says where it goes.
+
+    Example:
+        >>> refuse("model.gguf")   # doctest: +SKIP
+    """
+    path = Path(path)
+    with open(path, "rb") as handle:
+        magic = handle.read(4)
+    if magic == b"GGUF":
+        is_one = gguf.read(path).metadata.get("general.type") == "imatrix"
+    else:
+        try:
+            is_one = bool(_from_dat(path).sums)
+        except ValueError:
+            is_one = False
+    if is_one:
+        raise ValueError(
+            f"{path} is an importance matrix, not a model; give it beside a model as imatrix=…"
+        )
+
+
 def _from_gguf(path: Path) -> Imatrix:
     file = gguf.read(path)
     said = file.metadata

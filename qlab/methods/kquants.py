@@ -74,8 +74,8 @@ def kquants(
         saturate: half-precision scales stop at ±65504; False: they overflow as ggml's do.
 
     Returns:
-        QTensor of `spec`. Facts: "floored", how many columns had no importance and got 10⁻⁶ of the
-        mean.
+        QTensor of `spec`. Facts, where columns are weighed: "floored", how many of them had no
+        importance and got 10⁻⁶ of the mean.
 
     Raises:
         ValueError: a Spec that is no container of ggml; columns that its block does not divide;
@@ -97,8 +97,11 @@ def kquants(
         importance = jnp.diagonal(needed(stats, w).hessian)
     facts: Facts = {}
     if importance is not None:
-        importance, facts["floored"] = floored(_importance(importance, w.shape[1]))
-    importance = importance if ENCODERS[name].weighs else None
+        importance = _importance(importance, w.shape[1])
+    if not ENCODERS[name].weighs:
+        importance = None
+    if importance is not None:
+        importance, facts["floored"] = floored(importance)
     limit = jnp.float32(FLOAT16_MAX if saturate else jnp.inf)
     return _assembled(_encoded(w, importance, limit, name), spec, w.shape), facts
 

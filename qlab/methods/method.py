@@ -20,8 +20,8 @@ from qlab.stats import Stats
 
 # What happened inside a method, for the layer report: name -> number. The report knows "damp"
 # (relative damping used), "rung" (steps of the ladder climbed), "dead" (channels never seen),
-# "static" (1 where ranges could not follow the corrected weights), and "ratio" (how the input
-# channels were scaled). `kquants` adds "floored" (columns whose importance was raised).
+# "static" (1 where ranges could not follow the corrected weights), "ratio" (how the input
+# channels were scaled), and "floored" (columns whose importance `kquants` raised).
 Facts = dict[str, jax.Array]
 
 

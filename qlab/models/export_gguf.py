@@ -154,6 +154,7 @@ def tensors_of(source: Transformer | str | os.PathLike) -> tuple[Config, list[So
     if isinstance(source, Transformer):
         _check_architecture(source)
         return source.config, _of_model(source)
+    files.refuse(source)
     file = gguf.read(source)
     config = architectures.gguf_config(file.metadata, "output.weight" not in file.tensors)
     return config, [

@@ -160,12 +160,15 @@ _loss = jax.jit(output_error)
 
 
 def _of_inputs(seen: Seen, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tokens and dead channels of the inputs, and what the method said about its damping."""
+    """Tokens and dead channels of the inputs, and what the method said of its damping and of
+    importances.
+    """
     stats = seen.calibration
     dead = facts.get("dead", 0 if stats is None else stats.dead.sum())
     return {
         "tokens": 0 if stats is None else int(stats.tokens),
         "dead": int(dead),
+        "floored": int(facts["floored"]) if "floored" in facts else None,
         "damp": float(facts["damp"]) if "damp" in facts else None,
         "rung": int(facts.get("rung", 0)),
     }

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 import qlab.data
 from qlab.cache import cache_dir
-from qlab.io import gguf, safetensors
+from qlab.io import gguf, imatrix, safetensors
 from qlab.models import architectures, channels, hub, tokenizer
 from qlab.models.report import Report
 from qlab.models.surgery import dense, map_linears
@@ -140,6 +140,7 @@ def _smollm2(as_stored: bool, seed: int) -> Transformer:
 
 def _file(path: Path) -> Transformer:
     """A model from a GGUF file: quantized blocks as QTensors, the rest as float32."""
+    imatrix.refuse(path)
     file = gguf.read(path)
     tied = "output.weight" not in file.tensors
     config = architectures.gguf_config(file.metadata, tied)

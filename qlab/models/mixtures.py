@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from qlab.io.gguf import FLOATS, TYPES, row_bytes
+from qlab.io.gguf import FLOATS, TYPE_SPECS, TYPES, row_bytes
 from qlab.suggest import near
 
 # ---- when a rule applies -------------------------------------------------------------------------
@@ -146,6 +146,9 @@ MIXTURES: dict[str, Mixture] = {
     "IQ2_XS": Mixture(20, "IQ2_XS", **_IQ2),
 }
 
+# Those that `qlab.save` can write; the others are planned, for their sizes.
+WRITTEN = tuple(n for n, rules in MIXTURES.items() if rules.base in (*FLOATS, *TYPE_SPECS))
+
 # What takes the place of a type whose blocks do not divide a row; F16 where that does not either.
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 FALLBACK |= {"IQ4_XS": "IQ4_NL", "IQ2_XS": "IQ4_NL", "IQ2_XXS": "IQ4_NL"}
@@ -155,14 +158,14 @@ def mixture(name: str) -> Mixture:
     """The mixture of a name.
 
     Raises:
-        ValueError: an unknown one; the nearest is named.
+        ValueError: an unknown one; the nearest that can be written is named.
 
     Example:
         >>> mixture("Q4_K_M").base
         'Q4_K'
     """
     if name not in MIXTURES:
-        raise ValueError(f"no mixture is called {name!r}; {near(name, MIXTURES)}")
+        raise ValueError(f"no mixture is called {name!r}; {near(name, WRITTEN)}")
     return MIXTURES[name]
 
 

@@ -44,6 +44,8 @@ class LayerReport:
             any; None where that is RTN or nothing was scaled.
         tokens: input vectors that calibration counted.
         dead: input channels that were zero in all of them.
+        floored: columns whose importance was raised, because it was below 10⁻⁶ of their mean; None
+            where the method weighs no columns.
         damp: damping added to the diagonal, relative to its mean; None where there is none.
         rung: how many steps of the Cholesky ladder were climbed, 0 for none.
         scale: smallest and largest magnitude of the scales as stored, zeros left out; None without.
@@ -66,6 +68,7 @@ class LayerReport:
     unscaled_loss: float | None = None
     tokens: int = 0
     dead: int = 0
+    floored: int | None = None
     damp: float | None = None
     rung: int = 0
     scale: tuple[float, float] | None = None
@@ -223,11 +226,25 @@ class Report:
                 f"input channels of {counted(len(scaled), 'linear')} scaled at {span}, folded "
                 f"into {into}"
             )
+        notes += self._floored()
         said: dict[str, list[str]] = {}
         for row in self.layers:
             for note in row.notes:
                 said.setdefault(note, []).append(row.path)
         return notes + [_of(paths, len(self.layers), note) for note, paths in said.items()]
+
+    def _floored(self) -> list[str]:
+        """How many columns got an importance that calibration did not give them, and where."""
+        found = [(row.path, row.floored, row.shape[-1]) for row in self.layers if row.floored]
+        if not found:
+            return []
+        most = sorted(found, key=lambda one: -one[1])[:3]
+        named = ", ".join(f"{path} {count:,} of {width:,}" for path, count, width in most)
+        total = counted(sum(count for _, count, _ in found), "column")
+        return [
+            f"the importance of {total} in {counted(len(found), 'linear')} was below 10⁻⁶ of the "
+            f"mean and was raised to that: {named}{' …' if len(found) > 3 else ''}"
+        ]
 
 
 HEADER = (
@@ -247,12 +264,13 @@ HEADER = (
     "scaled at",
     "tokens",
     "dead",
+    "floored",
     "damp",
     "rung",
 )
 
 # Columns that are said once where every row agrees.
-CONSTANT = ("spec", "bits/w", "clipped, %", "tokens", "dead", "damp", "rung")
+CONSTANT = ("spec", "bits/w", "clipped, %", "tokens", "dead", "floored", "damp", "rung")
 
 
 def _of(paths: list[str], layers: int, note: str) -> str:
@@ -283,6 +301,7 @@ def _summary(layers: Iterable[LayerReport]) -> list[tuple[str, ...]]:
 def _cells(name: str, rows: list[LayerReport], spec: str) -> tuple[str, ...]:
     losses = ("loss", "rtn_loss", "held_out_loss", "held_out_rtn_loss")
     scales = [row.scale for row in rows if row.scale is not None]
+    floored = [row.floored for row in rows if row.floored is not None]
     damp = [row.damp for row in rows if row.damp is not None]
     scaled = [row.scaled[0] for row in rows if row.scaled is not None]
     calibrated = any(row.loss is not None for row in rows)
@@ -300,6 +319,7 @@ def _cells(name: str, rows: list[LayerReport], spec: str) -> tuple[str, ...]:
         f"{np.mean(scaled):.2g}" if scaled else "–",
         f"{min(row.tokens for row in rows):,}" if calibrated else "–",
         f"{sum(row.dead for row in rows)}" if calibrated else "–",
+        f"{sum(floored):,}" if floored else "–",
         f"{max(damp):.3g}" if damp else "–",
         str(max(row.rung for row in rows)) if damp else "–",
     )

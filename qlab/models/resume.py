@@ -23,6 +23,7 @@ from typing import Any
 import jax
 from safetensors.numpy import save_file
 
+from qlab.io.atomic import atomic_file
 from qlab.io.safetensors import leaves, qtensor, read_json, read_safetensors
 from qlab.models.report import LayerReport
 from qlab.qtensor import QTensor
@@ -149,6 +150,6 @@ def _short(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON values to a file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_file(path, overwrite=True) as sink:
+        sink.write(text.encode())

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qlab.io.atomic import atomic_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -161,9 +163,7 @@ def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> list[Path]:
     contents = {".svg": svg, ".png": png(figure, dpi), ".txt": f"{alt}\n".encode()}
     for suffix, content in contents.items():
         target = Path(f"{os.fspath(path)}{suffix}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(f"{suffix}.part")
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
+        with atomic_file(target, overwrite=True) as sink:
+            sink.write(content)
         written.append(target)
     return written

@@ -8,13 +8,15 @@ from qlab.evaluation.advice import Advice, gigabytes, span
 from qlab.evaluation.evidence import LOSSES, TASKS, WORN
 from qlab.evaluation.fits import Fit
 from qlab.evaluation.mixtures import FILES, SERVED
+from qlab.evaluation.shapes import SHAPES
 from qlab.plots.svg import Picture
 from qlab.plots.widget_parts import PANEL, WIDTH, Axis, x_axis
 from qlab.plots.widget_report import wrapped
 from qlab.plots.widget_words import say
 
-HEIGHT = 532
-TOP, ROW = 152, 22  # the first row's middle, and the distance of rows
+HEIGHT = 556
+HEAD = 24  # where the numbers begin, under the line that says what they are of
+TOP, ROW = 176, 22  # the first row's middle, and the distance of rows
 GAP = 30  # before the servers' formats
 BITS, START, END, NEED, SPEED, LOSS = 128, 140, 520, 588, 666, WIDTH - 2  # columns
 BOTTOM = TOP + ROW * (len(FILES) + len(SERVED)) + GAP - 12
@@ -84,25 +86,48 @@ def sentence(data: Advice, lang: str) -> str:
     return say(words, lang, file=best.file, next=better[-1].file, gap=gigabytes(better[-1].outside))
 
 
+def about(data: Advice, lang: str) -> str:
+    """The model, the context and what else was asked.
+
+    Example:
+        >>> about(qlab.advise("llama-3.1-70b", memory="24 GB"), "en")   # doctest: +SKIP
+        'llama-3.1-70b, 8,192 tokens of context'
+    """
+    q = data.question
+    model = q.shape.name
+    if q.shape.like and model not in SHAPES:  # a mere size
+        model += f" ({say('shape of {name}', lang, name=q.shape.like)})"
+    parts = [model, say("{n} tokens of context", lang, n=f"{q.context:,}")]
+    if q.batch > 1:
+        parts.append(say("{n} sequences at once", lang, n=q.batch))
+    if q.kv_bits != 16:
+        parts.append(say("KV cache in {n} bits", lang, n=f"{q.kv_bits:g}"))
+    if q.task != "general":
+        parts.append(say(q.task, lang))
+    return ", ".join(parts)
+
+
 def _head(picture: Picture, data: Advice, lang: str) -> None:
     f, q = data.best or data.target, data.question
-    picture.rect(0, 0, WIDTH, 64, fill="panel", opacity=PANEL)
+    subject = about(data, lang)
+    picture.text(0, 13, subject, size=13, bold=True)
+    picture.rect(0, HEAD, WIDTH, 64, fill="panel", opacity=PANEL)
     name = say("{file} needs" if data.best else "{file} would need", lang, file=f.file)
-    picture.text(14, 17, name, size=11.5, colour="muted")
-    picture.text(14, 52, gigabytes(f.need), size=30, bold=True)
+    picture.text(14, HEAD + 17, name, size=11.5, colour="muted")
+    picture.text(14, HEAD + 52, gigabytes(f.need), size=30, bold=True)
     slots = (
         (220, say("memory for a model", lang), gigabytes(q.machine.capacity)),
         (392, say("longest context that fits", lang), f"{f.room:,}" if f.room else "—"),
         (580, say("tokens/s, all sequences", lang), span(f.speed if f.fits else None)),
     )
     for x, words, value in slots:
-        picture.text(x, 17, words, size=11.5, colour="muted")
-        picture.text(x, 45, value, size=18)
+        picture.text(x, HEAD + 17, words, size=11.5, colour="muted")
+        picture.text(x, HEAD + 45, value, size=18)
     said = sentence(data, lang)
     for i, line in enumerate(wrapped(said, 112)):
-        picture.text(0, 86 + 17 * i, line, size=13)
+        picture.text(0, HEAD + 86 + 17 * i, line, size=13)
     told = ", ".join(f"{words}: {value}" for _, words, value in slots)
-    picture.label = f"{q.shape.name}, {q.machine.said}: {said} {name} {gigabytes(f.need)}; {told}."
+    picture.label = f"{subject}; {q.machine.said}: {said} {name} {gigabytes(f.need)}; {told}."
 
 
 def _columns(picture: Picture, lang: str) -> None:

@@ -132,7 +132,7 @@ def sentence(data: SmoothQuantData, lang: str) -> str:
     """What α does to the channel looked at and to the grid of the median channel."""
     words = (
         "α = {a}: X's channel {j} is divided by {s}, W's multiplied; "
-        "the median channel reaches {n} of 256 levels, not {m}."
+        "the median channel reaches {n} of 255 levels, not {m}."
     )
     before, after = (grid.median for grid in data.grids)
     alpha = f"{data.found.alphas[data.alpha]:.2f}"

@@ -158,8 +158,8 @@ KOREAN = {
     "no smoothing": "스무딩 없음",
     "the best, α = {a}": "가장 좋은 α = {a}",
     "levels of the median channel": "중앙값 채널의 레벨 수",
-    "α = {a}: X's channel {j} is divided by {s}, W's multiplied; the median channel reaches {n} of 256 levels, not {m}.":
-        "α = {a}: {j}번 채널의 입력은 {s}로 나누고 가중치는 {s}배; 중앙값 채널의 레벨이 256개 중 {m}개에서 {n}개로.",
+    "α = {a}: X's channel {j} is divided by {s}, W's multiplied; the median channel reaches {n} of 255 levels, not {m}.":
+        "α = {a}: {j}번 채널의 입력은 {s}로 나누고 가중치는 {s}배; 중앙값 채널의 레벨이 255개 중 {m}개에서 {n}개로.",
     "error of the W8A8 output over α, %": "α에 따른 W8A8 출력 오차, %",
     "choose α: click, or arrow keys": "α 고르기: 클릭 또는 화살표 키",
     "unsmoothed": "스무딩 없음",
@@ -345,6 +345,7 @@ KOREAN = {
     "scale range": "스케일 최대/최소",
     "shape, out × in": "모양, 출력 × 입력",
     "dead channels": "죽은 채널",
+    "raised importances": "올린 중요도",
     "damping": "댐핑",
     "rung of the ladder": "사다리 단",
     "scales": "스케일",
@@ -360,6 +361,8 @@ KOREAN = {
         "{rung}단: 더 작은 댐핑으로는 H가 양의 정부호가 아니어서 대각 평균의 {damp}배를 더했습니다. 많이 더할수록 결과는 단순 반올림에 가까워집니다.",
     "{n} of {inputs} input channels were zero in every token: nothing is known about their weights.":
         "입력 채널 {inputs}개 중 {n}개가 모든 토큰에서 0이었습니다: 그 가중치에 대해서는 아는 것이 없습니다.",
+    "{n} of {inputs} columns had an importance below 10⁻⁶ of the mean; they were given that much.":
+        "열 {inputs}개 중 {n}개의 중요도가 평균의 10⁻⁶보다 작아 그 값으로 올렸습니다.",
     "{tokens} tokens for {inputs} input channels: H cannot have full rank, only damping makes it invertible.":
         "입력 채널 {inputs}개에 토큰 {tokens}개: H의 계수가 모자라 댐핑으로만 역행렬이 생깁니다.",
     "{n} of the weights lie beyond the range and are cut to its ends.":
@@ -402,6 +405,10 @@ KOREAN = {
     "{file}, the best of all, fits with its context.": "가장 좋은 {file}이(가) 컨텍스트까지 들어갑니다.",
     "{file} is the best that fits with its context; {next} is {gap} too large.":
         "컨텍스트까지 들어가는 것 중 {file}이(가) 가장 좋습니다. {next}은(는) {gap} 넘칩니다.",
+    "shape of {name}": "{name}의 모양",
+    "{n} tokens of context": "컨텍스트 {n}토큰",
+    "{n} sequences at once": "동시에 시퀀스 {n}개",
+    "KV cache in {n} bits": "KV 캐시 {n}비트",
     "{file} needs": "{file}에 필요한 메모리",
     "{file} would need": "{file}에 필요했을 메모리",
     "memory for a model": "모델이 쓸 수 있는 메모리",

@@ -34,6 +34,7 @@ def facts(row: LayerReport) -> tuple[tuple[str, str], ...]:
         ("held-out loss", loss(PAIRS[1])),
         ("tokens", f"{row.tokens:,}" if row.tokens else "–"),
         ("dead channels", f"{row.dead:,}"),
+        *(() if row.floored is None else (("raised importances", f"{row.floored:,}"),)),
         ("damping", "–" if row.damp is None else number(row.damp)),
         ("rung of the ladder", str(row.rung)),
         ("scales", scale),
@@ -61,6 +62,8 @@ def remarks(row: LayerReport) -> tuple[Remark, ...]:
         said.append((LADDER, {"rung": row.rung, "damp": number(row.damp or 0.0)}))
     if row.dead:
         said.append((DEAD, {"n": f"{row.dead:,}", "inputs": f"{row.shape[-1]:,}"}))
+    if row.floored:
+        said.append((FLOORED, {"n": f"{row.floored:,}", "inputs": f"{row.shape[-1]:,}"}))
     if row.damp is not None and row.tokens < row.shape[-1]:  # where H is inverted
         said.append((FEW, {"tokens": f"{row.tokens:,}", "inputs": f"{row.shape[-1]:,}"}))
     if row.clipped > CLIPPED:
@@ -81,6 +84,9 @@ LADDER = (
 )
 DEAD = (
     "{n} of {inputs} input channels were zero in every token: nothing is known about their weights."
+)
+FLOORED = (
+    "{n} of {inputs} columns had an importance below 10⁻⁶ of the mean; they were given that much."
 )
 FEW = (
     "{tokens} tokens for {inputs} input channels: H cannot have full rank, only damping makes it "
