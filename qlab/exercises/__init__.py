@@ -15,13 +15,14 @@ from qlab.exercises.gguf import GGUF
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
+from qlab.exercises.qat import QAT
 from qlab.exercises.smoothquant import SMOOTHQUANT
 from qlab.exercises.start import START
 from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION, *GGUF)
+    for exercise in (*START, *NUMBERS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION, *GGUF, *QAT)
 }
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]
