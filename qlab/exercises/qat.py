@@ -357,7 +357,7 @@ ABSMEAN_TERNARY = Exercise(
         "jnp.abs(w).mean() over everything; jnp.maximum(…, 1e-5)",
         "codes: jnp.clip(jnp.round(w / scale), -1, 1)",
     ),
-    lesson="A weight is used once it is larger than half the average; every product is an addition.",
+    lesson="A weight is used once it is beyond half the average; products become additions.",
 )
 
 DISTILLATION = Exercise(

@@ -263,21 +263,21 @@ def bits_of_mixture(weights: jax.Array, bits: jax.Array) -> jax.Array:
     return (weights * bits).sum() / weights.sum()
 
 
-@jax.custom_vjp
 def straight_through(w: jax.Array, scale: float) -> jax.Array:
     """ŵ = s · round(w / s), with the slope of w itself."""
-    return scale * jnp.round(w / scale)
 
+    @jax.custom_vjp
+    def rounded(w: jax.Array) -> jax.Array:
+        return scale * jnp.round(w / scale)
 
-def _forward(w: jax.Array, scale: float) -> tuple[jax.Array, None]:
-    return straight_through(w, scale), None  # nothing has to be remembered
+    def forward(w: jax.Array):
+        return rounded(w), None  # nothing has to be remembered
 
+    def backward(_: None, g: jax.Array):
+        return (g,)  # ∂ŵ/∂w = 1
 
-def _backward(_: None, g: jax.Array) -> tuple[jax.Array, None]:
-    return g, None  # ∂ŵ/∂w = 1; no gradient for the scale
-
-
-straight_through.defvjp(_forward, _backward)
+    rounded.defvjp(forward, backward)
+    return rounded(w)
 
 
 def clipped_mask(w: jax.Array, scale: float, low: int, high: int) -> jax.Array:

@@ -102,6 +102,7 @@ class Training:
         self._lock = threading.Lock()
         self._thread = threading.Thread()
         self._going, self._stop, self._closed = False, False, False
+        self._over = False  # whether the phase in work is done
         self._choice: Choice | None = None  # what is asked for
         self._phase: Choice | None = None  # what the steps in work were begun with
         self._left: Iterator[Progress] = iter(())
@@ -122,7 +123,7 @@ class Training:
             self._stop = False
             if self._going:
                 return
-            self._going = True
+            self._going, self._over = True, False
             self._thread = threading.Thread(target=self._work)
             self._thread.start()
 
@@ -165,12 +166,11 @@ class Training:
     def _goes_on(self) -> bool:
         """Whether to take another step; if not, the thread has ended for whoever asks."""
         with self._lock:
-            finished = self.now.status == FINISHED and self._phase is None
             # Python waits for this thread when it ends: killed inside XLA it would abort loudly.
             alive = threading.main_thread().is_alive()
-            if self._stop or self._closed or finished or not alive:
+            if self._stop or self._closed or self._over or not alive:
                 self._going = False
-                if not finished:
+                if not self._over:
                     self._put(status=PAUSED if self.now.phases else READY)
             return self._going
 
@@ -187,7 +187,7 @@ class Training:
         status = FINISHED if over else TRAINING
         self._put(status=status, phases=phases, before=self.now.model, model=progress.model)
         if over:
-            self._phase = None
+            self._phase, self._over = None, True
         self.tell()
 
     def _begin(self, choice: Any) -> None:
