@@ -261,6 +261,7 @@ def test_what_cannot_be_trained_cannot_be_chosen(source):
     widget.close()
 
 
+@pytest.mark.slow  # compiles a step
 def test_a_real_step(source):
     """Two steps of `qat_steps`: the loss on other text is that of the model, float and rounded."""
     training = Training(source.model, lambda: None, steps=2)

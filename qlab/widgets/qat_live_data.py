@@ -62,6 +62,7 @@ def _codes(weight: Trained) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of every weight: w / s + z, its code as a number, and z."""
     q = weight.quantized()
     scale, zero, _ = spread_ranges(q, weight.shape)
+    assert q.codes is not None and scale is not None
     zero = jnp.zeros(weight.shape) if zero is None else jnp.broadcast_to(zero, weight.shape)
     at = weight.w / jnp.where(scale == 0, 1.0, scale) + zero
     return at, q.spec.format.decode(q.codes), zero
@@ -98,6 +99,7 @@ def _weight(source: Source, model: Any, state: QatLiveState) -> Trained:
     if model is None:
         return Trained(jnp.asarray(source.weight(state.layer)), {}, spec, "ste")
     weight = linears(model)[state.layer].weight
+    assert isinstance(weight, Trained)
     if weight.spec == spec and weight.method == method:
         return weight
     return Trained(weight.w, {}, spec, "ste")
@@ -177,7 +179,9 @@ def recorded() -> tuple[QatLiveState, QatLiveData]:
     """The run that `benchmarks/qat_live.py` has recorded, and with which settings."""
     table = json.loads(files("qlab.data").joinpath(FILE).read_text("utf-8"))
     state, found = QatLiveState(**table["state"]), dict(table["data"])
-    weights = {k: np.array(x) if isinstance(x, list) else x for k, x in found["weights"].items()}
+    weights: dict[str, Any] = {
+        name: np.array(x) if isinstance(x, list) else x for name, x in found["weights"].items()
+    }
     phases = tuple(Phase(**{**p, "losses": tuple(p["losses"])}) for p in found["phases"])
     slopes = slopes_of(BITS[state.bits], state.method, weights["zero"])
     found.update(weights=Levels(**weights), phases=phases, slopes=slopes,

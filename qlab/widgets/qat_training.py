@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import qlab.data
@@ -237,6 +238,6 @@ def held_out(model: Transformer, rows: np.ndarray) -> float:
 
 @jax.jit
 def _loss(model: Transformer, rows: jax.Array) -> jax.Array:
-    weights = np.full((rows.shape[0], rows.shape[1] - 1), 1 / (rows[:, 1:].size), np.float32)
-    mix = Mix(np.float32(1), np.float32(0), np.float32(1))
+    weights = jnp.full((rows.shape[0], rows.shape[1] - 1), 1 / rows[:, 1:].size, jnp.float32)
+    mix = Mix(jnp.float32(1), jnp.float32(0), jnp.float32(1))
     return batch_loss(model, rows, weights, mix, None)
