@@ -29,7 +29,7 @@ from qlab.plots.widget_qat_live import (
     draw_qat_live,
     sentence,
 )
-from qlab.qtensor import quantize
+from qlab.qtensor import dequantize, load_ranges, quantize
 from qlab.widgets import qat_live
 from qlab.widgets.qat_live_data import (
     BITS,
@@ -86,14 +86,18 @@ def test_the_weights_are_on_the_librarys_levels(source, bits):
 
 
 def test_levels_that_moved_are_counted(source):
-    """Half of the layer pushed up by a step and a half: exactly what is not at the top moves."""
+    """The layer with all signs changed: a level is c − z, whatever the zero point."""
     model = prepare(source.model, BITS["2 bits"])
     weight = linears(model)[LAYER].weight
     other = jax.tree.map(lambda x: x, model)
     linears(other)[LAYER].weight = dataclasses.replace(weight, w=-weight.w)
     data = qat_live_data(source, Snapshot(model=other, before=model), STATE)
-    codes = [np.asarray(quantize(w, BITS["2 bits"]).codes) for w in (weight.w, -weight.w)]
-    assert data.weights.moved == pytest.approx((codes[0] != codes[1]).mean()) and codes[0].size
+    levels = []
+    for w in (weight.w, -weight.w):
+        q = quantize(w, BITS["2 bits"])
+        scale = np.repeat(np.asarray(load_ranges(q, w.shape)[0]), 64, axis=1)
+        levels.append(np.round(np.asarray(dequantize(q)) / scale))
+    assert data.weights.moved == pytest.approx((levels[0] != levels[1]).mean())
     assert data.weights.last == data.weights.moved > 0.3
 
 

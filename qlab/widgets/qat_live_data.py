@@ -59,26 +59,26 @@ class QatLiveState:
 
 @jax.jit
 def _codes(weight: Trained) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of every weight: w / s + z, its code as a number, and z."""
+    """Of every weight: w / s + z, its level c − z, and z."""
     q = weight.quantized()
     scale, zero, _ = spread_ranges(q, weight.shape)
     assert q.codes is not None and scale is not None
     zero = jnp.zeros(weight.shape) if zero is None else jnp.broadcast_to(zero, weight.shape)
     at = weight.w / jnp.where(scale == 0, 1.0, scale) + zero
-    return at, q.spec.format.decode(q.codes), zero
+    return at, q.spec.format.decode(q.codes) - zero, zero
 
 
 @lru_cache(maxsize=32)
 def _untrained(source: Source, layer: str, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
-    at, codes, _ = _codes(Trained(jnp.asarray(source.weight(layer)), {}, spec, "ste"))
-    return np.asarray(at), np.asarray(codes)
+    at, levels, _ = _codes(Trained(jnp.asarray(source.weight(layer)), {}, spec, "ste"))
+    return np.asarray(at), np.asarray(levels)
 
 
 def levels_of(source: Source, snapshot: Snapshot, state: QatLiveState) -> Levels:
     """The weights of the chosen layer on the chosen grid."""
     spec = BITS[state.bits]
-    at0, codes0 = _untrained(source, state.layer, spec)
-    at, codes, zero = map(np.asarray, _codes(_weight(source, snapshot.model, state)))
+    at0, levels0 = _untrained(source, state.layer, spec)
+    at, levels, zero = map(np.asarray, _codes(_weight(source, snapshot.model, state)))
     _, before, _ = map(np.asarray, _codes(_weight(source, snapshot.before, state)))
     values = spec.format.values
     step = max(float(values[-1] - values[0] + 2) / 90, 0.05)
@@ -88,7 +88,7 @@ def levels_of(source: Source, snapshot: Snapshot, state: QatLiveState) -> Levels
         return np.histogram(x, edges)[0] / x.size
 
     block = at[state.channel, :BLOCK]
-    moved, last = ((codes != other).mean() for other in (codes0, before))
+    moved, last = ((levels != other).mean() for other in (levels0, before))
     return Levels(edges, shares(at0), shares(at), block, float(zero[state.channel, 0]),
                   float(moved), float(last))  # fmt: skip
 
