@@ -129,7 +129,7 @@ class QatLive(Live):
         )  # fmt: skip
         if now.status == FAILED:
             words = f"{type(now.error).__name__}: {now.error}"
-        self.note.value = f'<span style="font-size:11px">{html.escape(words)}</span>'
+        self.note.value = f'<div style="font-size:11px;line-height:14px">{html.escape(words)}</div>'
 
 
 def qat_live(model: Transformer | Source | None = None, lang: str = "en", **chosen: Any) -> QatLive:
