@@ -6,8 +6,10 @@ a beginner writes them, with numpy, floats, wrong axes and two mistakes at a tim
 
 import doctest
 import json
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ import qlab.exercises as exercises
 from qlab.activations import ACTS, act_matmul
 from qlab.evaluation.bars import bootstrap
 from qlab.exercises.judge import judge
-from qlab.formats import FORMATS, INT4, UINT4
+from qlab.formats import FORMATS, INT2, INT4, INT8, UINT4
 from qlab.io.ggml import decode, encode, to_qtensor
+from qlab.methods import qat
 from qlab.methods.awq import awq, awq_candidates
 from qlab.methods.four_over_six import four_over_six
 from qlab.methods.gptq import factor, gptq
@@ -25,6 +28,7 @@ from qlab.methods.hqq import hqq_step
 from qlab.methods.kquants_search import make_qx
 from qlab.methods.smoothquant import smoothquant
 from qlab.models import mixtures
+from qlab.models.objective import Head, Mix, _token_loss
 from qlab.observers import percentile
 from qlab.qtensor import Spec, bits_per_weight, dequantize, fit, quantize
 from qlab.rules import gptq_asym
@@ -271,6 +275,44 @@ def test_the_solutions_of_mixtures_agree_with_the_library():
     weights, bits = (np.array([getattr(r, key) for r in rows]) for key in ("weights", "bits"))
     found = right["bits_of_mixture"](weights, bits)
     assert found == pytest.approx(mixtures.bits_per_weight(rows))
+
+
+def test_the_solutions_of_qat_agree_with_the_library():
+    """Values and gradients of a row each: those that `qlab.qat` trains with."""
+    right = {name: e.solution for name, e in ALL.items()}
+    random = np.random.default_rng(0)
+    w, g, x = (jnp.asarray(random.normal(size=(4, 16)), jnp.float32) for _ in range(3))
+    learned = {"step": jnp.full((4, 1), 0.5)}
+    q = quantize(w, qat.stored(learned, Spec(INT2)))
+    mask = right["clipped_mask"](w, 0.5, -2, 1)
+    assert 0 < mask.mean() < 1
+    (found,) = jax.vjp(partial(qat.clipped, q=q), w)[1](g)
+    np.testing.assert_array_equal(found, g * mask)
+    slopes = right["lsq_slope"](w, 0.5, -2, 1)
+    ours = [right["step_gradient"](*row, 1) for row in zip(g, slopes)]
+    _, found = jax.vjp(partial(qat.lsq, q=q), w, learned)[1](g)
+    np.testing.assert_allclose(ours, found["step"][:, 0], rtol=1e-5)
+    fine = quantize(w, qat.stored({"step": jnp.full((4, 1), 0.25)}, Spec(INT8)))
+    both = [jax.vjp(f, w) for f in (partial(qat.ste, q=fine), partial(stepped, right))]
+    np.testing.assert_array_equal(both[0][0], both[1][0])
+    np.testing.assert_array_equal(both[0][1](g)[0], both[1][1](g)[0])
+    alpha = jnp.float32(0.8)
+    q = quantize(x, qat.pact_ranges(alpha, Spec(UINT4, "tensor")))
+    found = jax.vjp(partial(qat.pact, q=q), x, alpha)[1](g)
+    for ours, theirs in zip(right["pact_gradient"](g, x, 0.8), found):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    q = quantize(w, qlab_spec("bitnet"))
+    codes, scale = right["absmean_ternary"](w)
+    np.testing.assert_array_equal(codes, q.spec.format.decode(q.codes))
+    np.testing.assert_allclose(scale, q.scale, rtol=1e-6)
+    heads = [Head(logits, jnp.eye(16)) for logits in (3 * w, 3 * x)]
+    mix = Mix(jnp.float32(0), jnp.float32(1), jnp.float32(2))
+    theirs = _token_loss(heads[0], jnp.zeros(4, jnp.int32), jnp.full(4, 0.25), mix, heads[1])
+    np.testing.assert_allclose(right["distillation"](3 * w, 3 * x, 2.0), theirs, rtol=1e-5)
+
+
+def stepped(right, w):
+    return right["straight_through"](w, 0.25)
 
 
 def qlab_spec(name):

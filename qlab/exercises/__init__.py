@@ -16,13 +16,15 @@ from qlab.exercises.gguf import GGUF
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
 from qlab.exercises.numbers import NUMBERS
+from qlab.exercises.qat import QAT
 from qlab.exercises.smoothquant import SMOOTHQUANT
 from qlab.exercises.start import START
 from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for exercise in (*START, *NUMBERS, *FLOATS, *GPTQ, *AWQ, *SMOOTHQUANT, *CALIBRATION, *GGUF)
+    for group in (START, NUMBERS, FLOATS, GPTQ, AWQ, SMOOTHQUANT, CALIBRATION, GGUF, QAT)
+    for exercise in group
 }
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]

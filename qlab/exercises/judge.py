@@ -44,6 +44,7 @@ class Exercise:
         returns: the names of what the function returns, one or several.
         solution: the right function. cases: ordinary first. mistakes: likeliest first.
         hints: from a nudge to nearly the answer. lesson: said when it is solved.
+        run: how a function is tried on the arguments of a case; None: it is called.
     """
 
     name: str
@@ -57,6 +58,11 @@ class Exercise:
     mistakes: tuple[Mistake, ...]
     hints: tuple[str, ...]
     lesson: str
+    run: Callable[..., Any] | None = None
+
+    def tried(self, function: Callable[..., Any], case: Case) -> Any:
+        """What a function makes of a case."""
+        return self.run(function, *case.args) if self.run else function(*case.args)
 
     @property
     def marks(self) -> str:
@@ -79,9 +85,9 @@ def judge(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
         return _not_yet(exercise, "give the function itself, without calling it: no (…) behind")
     first = None
     for number, case in enumerate(exercise.cases):
-        right = _parts(exercise.solution(*case.args))
+        right = _parts(exercise.tried(exercise.solution, case))
         try:
-            answer = function(*case.args)
+            answer = exercise.tried(function, case)
         except Exception as error:  # whatever a learner's code does, the notebook goes on
             return _not_yet(exercise, _raised(exercise, function, case, error), number)
         if answer is None or answer is Ellipsis:
@@ -169,15 +175,16 @@ def _known(exercise: Exercise, function: Callable, wrong: Case) -> str | None:
     """
     best, words = 0, None
     for mistake in exercise.mistakes:
-        agreed = [case for case in exercise.cases if _same(function, mistake.function, case)]
+        agreed = [c for c in exercise.cases if _same(exercise, function, mistake.function, c)]
         if wrong in agreed and len(agreed) > best:
             best, words = len(agreed), mistake.words
     return words
 
 
-def _same(function: Callable, mistake: Callable, case: Case) -> bool:
+def _same(exercise: Exercise, function: Callable, mistake: Callable, case: Case) -> bool:
     try:
-        return _equal(function(*case.args), _parts(mistake(*case.args)))
+        answer = exercise.tried(function, case)
+        return _equal(answer, _parts(exercise.tried(mistake, case)))
     except Exception:  # either may fail on a case that is not the one in question
         return False
 

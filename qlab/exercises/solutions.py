@@ -318,3 +318,55 @@ def nf4_levels(offset: float) -> jax.Array:
 def nvfp4_bits(rows: int, columns: int) -> float:
     """Bits per weight of a matrix in NVFP4: codes, E4M3 scales of 16, one float32."""
     return 4 + 8 / 16 + 32 / (rows * columns)
+
+
+def straight_through(w: jax.Array, scale: float) -> jax.Array:
+    """ŵ = s · round(w / s), with the slope of w itself."""
+
+    @jax.custom_vjp
+    def rounded(w: jax.Array) -> jax.Array:
+        return scale * jnp.round(w / scale)
+
+    def forward(w: jax.Array):
+        return rounded(w), None  # nothing has to be remembered
+
+    def backward(_: None, g: jax.Array):
+        return (g,)  # ∂ŵ/∂w = 1
+
+    rounded.defvjp(forward, backward)
+    return rounded(w)
+
+
+def clipped_mask(w: jax.Array, scale: float, low: int, high: int) -> jax.Array:
+    """1 where w rounds to a code low … high, 0 where it is clipped to an end."""
+    code = jnp.round(w / scale)
+    return jnp.where((code >= low) & (code <= high), 1.0, 0.0)
+
+
+def lsq_slope(w: jax.Array, scale: float, low: int, high: int) -> jax.Array:
+    """∂ŵ/∂s of every weight: round(w/s) − w/s inside, the end's code beyond."""
+    u = w / scale
+    return jnp.where(u <= low, low, jnp.where(u >= high, high, jnp.round(u) - u))
+
+
+def step_gradient(g: jax.Array, slopes: jax.Array, high: int) -> jax.Array:
+    """The gradient of a step that all of w share, as LSQ scales it."""
+    return (g * slopes).sum() / jnp.sqrt(g.size * high)
+
+
+def pact_gradient(g: jax.Array, x: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """The gradients of x, as x is, and of α, a number, through clip(x, 0, α)."""
+    return jnp.where((x > 0) & (x < alpha), g, 0.0), jnp.where(x >= alpha, g, 0.0).sum()
+
+
+def absmean_ternary(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Codes −1, 0, 1 and the one scale of a matrix, its mean |w|, at least 1e-5."""
+    scale = jnp.maximum(jnp.abs(w).mean(), 1e-5)
+    return jnp.clip(jnp.round(w / scale), -1, 1), scale
+
+
+def distillation(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
+    """T² · KL(teacher ‖ student) at temperature T, the mean over tokens; logits (tokens, vocab)."""
+    log_s = jax.nn.log_softmax(student / temperature)
+    log_t = jax.nn.log_softmax(teacher / temperature)
+    return temperature**2 * (jnp.exp(log_t) * (log_t - log_s)).sum(axis=-1).mean()

@@ -241,6 +241,11 @@ class Run:
     ) -> Run:
         """Checks everything, and prepares the model."""
         settings.check()
+        if model.kv is not None:
+            raise ValueError(
+                "training reads keys and values in float: train qlab.quantize_kv(model, None), and "
+                "quantize the cache of the result"
+            )
         plan = plan_of(model, spec, method, act, skip)
         cut = whole_texts(model, batches, context) if is_text(batches) else None
         text = cut or as_batches(model, batches)

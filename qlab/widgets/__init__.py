@@ -13,6 +13,7 @@ from qlab.widgets.formats import formats
 from qlab.widgets.gallery import gallery
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.hqq_steps import hqq_steps
+from qlab.widgets.qat_live import qat_live
 from qlab.widgets.report import report
 from qlab.widgets.size_quality import size_quality
 from qlab.widgets.smoothquant import smoothquant
@@ -30,6 +31,7 @@ __all__ = [
     "gallery",
     "gptq_steps",
     "hqq_steps",
+    "qat_live",
     "report",
     "size_quality",
     "smoothquant",

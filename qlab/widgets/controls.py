@@ -66,6 +66,10 @@ HELP = {
     "batch": "Sequences at once, each with its own cache.",
     "KV cache": "Bits of a number that is kept of a token.",
     "task": "What asks for more bits, or for a warning.",
+    "estimator": "Which slope rounding is taken to have.",
+    "block row": "Whose first 64 weights stand on the stairs.",
+    "rate": "How far a step moves the weights.",
+    "teacher": "On: learns the float model's words, off: the text's.",
     "zero point": "Levels from the least to the largest weight.",
 }
 WIDTH = "250px"

@@ -21,6 +21,7 @@ from qlab.widgets.calibration import calibration
 from qlab.widgets.formats import formats
 from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.hqq_steps import hqq_steps
+from qlab.widgets.qat_live import qat_live
 from qlab.widgets.report import report
 from qlab.widgets.size_quality import size_quality
 from qlab.widgets.smoothquant import smoothquant
@@ -80,6 +81,11 @@ WIDGETS = {
         hqq_steps,
         "HQQ step by step: every group's zero point slides its levels to where the errors cost "
         "least, and no text is read.",
+    ),
+    "qat_live": (
+        qat_live,
+        "Training with rounded weights, here and now: how much of the loss comes back, "
+        "and what the weights do between their levels.",
     ),
     "report": (
         lambda source, lang: report(_rounded(source), lang),

@@ -249,6 +249,36 @@ def test_hqq_steps(lab):
     notebook.close()
 
 
+def test_qat_live(lab):
+    """Start compiles and trains; bits change in the middle; pause stops, and the page was free."""
+    notebook = opened(lab, "qat_live", f"widgets.qat_live(model, {LAYER})")
+    page, box = notebook.page, ".qlab-qat_live"
+    both_themes(notebook, "qlab-qat_live")
+    long = 300_000  # ms: a busy machine compiles a step for minutes
+    page.get_by_role("button", name="start", exact=True).click()
+    page.wait_for_selector(f"{box} svg[aria-label^='2 bits, lsq: the step is compiled']")
+    page.wait_for_selector(f"{box} svg[aria-label^='Training, step ']", timeout=long)
+    before = notebook.picture("qlab-qat_live")
+    page.wait_for_selector(f"{box} svg[aria-label^='Training, step 4 ']", timeout=long)
+    assert notebook.picture("qlab-qat_live") != before
+    both_themes(notebook, "qlab-qat_live", "training")
+    page.get_by_role("button", name="pause", exact=True).click()
+    page.wait_for_selector(f"{box} svg[aria-label^='Paused after step ']", timeout=long)
+    page.wait_for_selector("button:has-text('start'):enabled")
+    paused = notebook.label("qlab-qat_live")
+    page.wait_for_timeout(3000)
+    assert notebook.label("qlab-qat_live") == paused
+    moves = [("block row", "ArrowRight", 4), ("block row", "ArrowLeft", 4)]
+    measured(notebook, "qlab-qat_live", moves)
+    page.locator(f"{box} select").nth(1).select_option("ste")
+    page.get_by_role("button", name="start", exact=True).click()
+    page.wait_for_selector(f"{box} svg[aria-label^='Training, step 2 ']", timeout=long)
+    page.get_by_role("button", name="pause", exact=True).click()
+    page.wait_for_selector(f"{box} svg[aria-label^='Paused after step ']", timeout=long)
+    both_themes(notebook, "qlab-qat_live", "two")
+    notebook.close()
+
+
 def test_calibration(lab):
     notebook = opened(lab, "calibration", "widgets.calibration()")
     both_themes(notebook, "qlab-calibration")
