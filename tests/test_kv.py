@@ -174,7 +174,10 @@ def test_a_step_compiles_once():
     assert transformer._run._cache_size() == before
 
 
-@pytest.mark.parametrize("length", [3, 16, 40])
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in (3, 40)]
+
+
+@pytest.mark.parametrize("length", [16, *SLOW])
 def test_generation_writes_what_whole_passes_would(length):
     """Prompts shorter than the window, as long as a bucket, and longer; padded all the same."""
     q = quantize_kv(MODEL, kivi(8, group=16, window=16))
