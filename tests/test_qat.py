@@ -21,6 +21,7 @@ from qlab.formats import INT4, NF4, UINT8
 from qlab.methods import qat as estimators
 from qlab.methods.trained import Trained
 from qlab.models.generate import generate
+from qlab.models.kv import kivi, quantize_kv
 from qlab.models.objective import Mix, batch_loss
 from qlab.models.prepare import convert, prepare
 from qlab.models.qat import qat, qat_steps
@@ -438,3 +439,22 @@ def test_a_batch_split_over_eight_devices_gives_the_same_losses():
     assert done.returncode == 0, done.stderr
     many, one = (json.loads(line) for line in done.stdout.strip().splitlines())
     np.testing.assert_allclose(many, one, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"every": 0}, "every=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"step_rate": -1.0}, "step_rate=-1.0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused_before_a_step(change, words):
+    with pytest.raises(ValueError, match=words):
+        qat(MODEL, "int4_channel", TEXT, steps=1, progress=False, **change)
+
+
+def test_a_quantized_cache_is_not_trained_through():
+    with pytest.raises(ValueError, match="keys and values in float"):
+        prepare(quantize_kv(MODEL, kivi(8, group=8)), "int4_channel")

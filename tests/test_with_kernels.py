@@ -82,3 +82,18 @@ def test_runs_under_jit_without_a_warning():
         warnings.simplefilter("error")
         y = jax.jit(lambda model, tokens: model(tokens))(packed, TOKENS)
     np.testing.assert_allclose(y, packed(TOKENS), rtol=1e-4, atol=1e-4)
+
+
+def test_the_whole_model_has_the_bits_of_its_qtensors():
+    q = quantized("int4_g64")
+    bits = [size(model).whole.bits_per_weight for model in (with_kernels(q), q)]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-6)
+
+
+def test_a_model_in_training_is_converted_first(tmp_path):
+    prepared = qlab.models.prepare(MODEL, "int4_g64")
+    with pytest.raises(ValueError, match=r"convert\(model\)"):
+        with_kernels(prepared)
+    with pytest.raises(ValueError, match=r"convert\(model\)"):
+        qlab.save(prepared, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

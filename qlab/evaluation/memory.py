@@ -95,5 +95,5 @@ def size(model: Any) -> Size:
         table.append(model.lm_head.weight)
     if model.embed_positions is not None:
         table.append(model.embed_positions.weight)
-    every = jax.tree_util.tree_leaves(model, is_leaf=lambda x: isinstance(x, QTensor))
+    every = jax.tree_util.tree_leaves(model, is_leaf=lambda x: isinstance(x, QTensor | Packed))
     return Size(cost([layer.weight for layer in linears(model).values()]), cost(table), cost(every))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qlab.formats import FP8, FP8_E5M2, UINT6, Format
-from qlab.qtensor import DTYPES, QTensor, Spec, block_counts, block_sizes, dequantize
+from qlab.qtensor import QTensor, Spec, block_counts, block_sizes, dequantize
 from qlab.suggest import near
 
 # ---- the layout ----------------------------------------------------------------------------------
@@ -173,9 +173,8 @@ def prepack(q: QTensor, dtype: str | None = None) -> Packed:
     if reason:
         raise ValueError(reason)
     if dtype not in (None, "float32", "bfloat16"):
-        raise ValueError(
-            f"kernels multiply float32 or bfloat16, not {dtype!r}: {near(dtype, DTYPES)}"
-        )
+        nearest = near(dtype, ("float32", "bfloat16"))
+        raise ValueError(f"kernels multiply float32 or bfloat16, not {dtype!r}: {nearest}")
     return _pack(q, dtype)
 
 

@@ -219,7 +219,9 @@ def find(recipe: str | KV | None) -> KV | None:
         return recipe
     if recipe in KVS:
         return KVS[recipe]
-    raise ValueError(f"no KV recipe is called {recipe!r}: {near(str(recipe), KVS)}")
+    if not isinstance(recipe, str):
+        raise ValueError(f"a KV recipe is a KV or a name, not {type(recipe).__name__}")
+    raise ValueError(f"no KV recipe is called {recipe!r}: there are {', '.join(KVS)}")
 
 
 def name_of(recipe: KV) -> str:

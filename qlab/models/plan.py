@@ -18,7 +18,7 @@ from qlab.activations import Act
 from qlab.methods import METHODS
 from qlab.models.transformer import Linear, Transformer
 from qlab.qtensor import QTensor, Spec
-from qlab.specs import find, name_of
+from qlab.specs import SPECS, find, name_of
 from qlab.suggest import counted, near
 
 Rule = Spec | str | Mapping[str, Spec | str | None] | Callable[[str], Spec | str | None]
@@ -190,4 +190,8 @@ def _check_fit(path: str, layer: Linear, run: Run, spec: Spec) -> None:
         )
     supports = getattr(run, "supports", None)
     if supports is not None and not supports(spec):
-        raise ValueError(f"method {method_name(run)!r} cannot fill spec {name_of(spec)!r} ({path})")
+        fills = [name for name, known in SPECS.items() if supports(known)]
+        few = f"; it fills {', '.join(fills)}" if 0 < len(fills) <= 20 else ""
+        raise ValueError(
+            f"method {method_name(run)!r} cannot fill spec {name_of(spec)!r} ({path}){few}"
+        )

@@ -74,6 +74,11 @@ def plan_of(
     model: Transformer, spec: Rule, method: str, act: Any, skip: str | Iterable[str]
 ) -> Plan:
     """Which linear gets what, checked before anything is done."""
+    if model.kv is not None:
+        raise ValueError(
+            "training reads keys and values in float: train qlab.quantize_kv(model, None), and "
+            "quantize the cache of the result"
+        )
     if method not in estimators.ESTIMATORS:
         raise ValueError(f"method {method!r} is unknown: {near(method, estimators.ESTIMATORS)}")
     if method == "bitnet" and act is None:

@@ -90,6 +90,11 @@ class Settings(NamedTuple):
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not positive")
+        for name in ("step_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is negative")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} is not a whole number from 0 on")
         if not 0 <= self.kd <= 1:
             raise ValueError(f"kd={self.kd!r} is not a share: 0 ≤ kd ≤ 1")
 
@@ -126,7 +131,7 @@ def qat(
         spec: a Spec or a name in SPECS, or {glob: such a one}, as for `quantize_model`.
         batches: text: a domain or several, or {name: text}, of which all is used; or sequences as
             `quantize_model` takes them.
-        teacher: a float model whose distribution the student learns; None: the next token.
+        teacher: a model whose distribution the student learns; None: the next token.
         act: how inputs are quantized, as for `quantize_model`.
         steps: of the optimizer.
         method: "ste", "clipped", "lsq", "pact" or "bitnet"; see `qlab.methods.qat`.
@@ -162,6 +167,8 @@ def qat(
         >>> q = qlab.qat(model, "int2_g64", "english", teacher=model, steps=100)   # doctest: +SKIP
         >>> qlab.evaluate(q, reference=model, texts="english")                     # doctest: +SKIP
     """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every={every!r} is not a whole number of steps from 1 on")
     settings = Settings(steps, batch, learning_rate, step_rate, weight_decay, kd, temperature, seed)
     run = Run.start(model, spec, batches, settings, method, act, skip, context, teacher,
                     optimizer, devices)  # fmt: skip
@@ -241,11 +248,6 @@ class Run:
     ) -> Run:
         """Checks everything, and prepares the model."""
         settings.check()
-        if model.kv is not None:
-            raise ValueError(
-                "training reads keys and values in float: train qlab.quantize_kv(model, None), and "
-                "quantize the cache of the result"
-            )
         plan = plan_of(model, spec, method, act, skip)
         cut = whole_texts(model, batches, context) if is_text(batches) else None
         text = cut or as_batches(model, batches)

@@ -8,6 +8,7 @@ from typing import Any
 
 from qlab.io import safetensors
 from qlab.kernels import Packed
+from qlab.methods.trained import Trained
 from qlab.models.export_gguf import to_gguf
 from qlab.models.kv import name_of
 from qlab.models.surgery import linears
@@ -54,6 +55,8 @@ def save(
         )
     if any(isinstance(layer.weight, Packed) for layer in linears(model).values()):
         raise ValueError("packed weights are not stored: save the model that was packed")
+    if any(isinstance(layer.weight, Trained) for layer in linears(model).values()):
+        raise ValueError("a model in training is not stored: save qlab.models.convert(model)")
     target = Path(path).expanduser()
     if target.suffix != ".gguf":
         for name, given in (("mixture", mixture), ("imatrix", imatrix)):

@@ -12,6 +12,7 @@ import warnings
 
 from qlab.activations import Act
 from qlab.kernels import Packed, prepack, unsupported, unsupported_act
+from qlab.methods.trained import Trained
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear, Transformer
 from qlab.qtensor import QTensor
@@ -71,6 +72,8 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
 def _packed(layer: Linear, dtype: str | None) -> Linear | str:
     """The same linear with packed weights, or why not."""
     if not isinstance(layer.weight, QTensor):
+        if isinstance(layer.weight, Trained):
+            return "it is in training: qlab.models.convert(model) first"
         return "it is packed already" if isinstance(layer.weight, Packed) else "it is not quantized"
     reason = unsupported(layer.weight)
     if reason:

@@ -29,7 +29,7 @@ def spec_of(act: str | Spec | Act) -> Spec:
     if act.spec not in KNOWN or act.static or act.ranges is not None or act.threshold is not None:
         raise ValueError(
             f"no kernel quantizes activations as {name_of(act)!r}: int8_token, fp8_token and "
-            "Spec(FP8, 128), each with its own scales, are known"
+            "Spec(FP8, 128), each with its own scales, are known ('fp8_tile' floors its scales)"
         )
     return act.spec
 
