@@ -125,7 +125,7 @@ class FastAttention(nnx.Module):
         self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
         self.head_dim, self.theta = attention.head_dim, attention.theta
 
-    def __call__(self, x: jax.Array, start: jax.Array, cache: None):
+    def __call__(self, x: jax.Array, start: jax.Array, cache: None, count: None = None):
         batch, time, _ = x.shape
         split = (batch, time, -1, self.head_dim)
         q = turn(self.q_proj(x).reshape(split), self.theta)
