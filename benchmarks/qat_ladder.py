@@ -27,7 +27,6 @@ import qlab
 from qlab.cache import cache_dir
 from qlab.cli import keep_compiled_programs
 from qlab.evaluation import Evaluation, paired_difference
-from qlab.evaluation.bars import with_bar
 from qlab.evaluation.reference import arithmetic
 from qlab.evaluation.scoring import versions
 from qlab.io.safetensors import spec_to_json
@@ -218,8 +217,7 @@ def page(found: Found) -> str:
         f"Row `{CONTROL}` (`int8_channel`) shows what more training does "
         f"without any loss of bits. Judged on {WINDOWS} windows of {CONTEXT} tokens of each "
         f"evaluation half, protocol gptq, seed {SEED}. ± is one standard error by bootstrap over "
-        "windows; of differences, "
-        "over differences window by window; bold: beyond two of them. KL is from the float model "
+        "windows; of differences, over differences window by window; bold: beyond two of them. KL is from the float model "
         "as it was before any training: a model that was trained on and became better moves away "
         f"from it too. Seconds are of a shared two-core machine. {said}.",
         "",
@@ -230,7 +228,13 @@ def page(found: Found) -> str:
     lacking = [row for row in lacking if not row.startswith(tuple(EQUAL_BITS))]
     if lacking:
         parts += ["Not measured yet: " + "; ".join(lacking) + ".", ""]
-    parts += ["## In pairs: nats per token less than", "", *_pairs(found), "", *_equal(found)]
+    parts += [
+        "## In pairs: nats per token, less the other row's; below 0 is better",
+        "",
+        *_pairs(found),
+        "",
+        *_equal(found),
+    ]
     return "\n".join(parts)
 
 
@@ -289,10 +293,9 @@ def _pairs(found: Found) -> list[str]:
             cells = []
             for text in JUDGED:
                 less = paired_difference(found[other][0], found[row][0], text)
-                cell = with_bar(less.value, less.bar)
                 clear = less.bar is not None and abs(less.value) > 2 * less.bar
-                cells.append(f"**{cell}**" if clear else cell)
-            lines.append(f"| {row}, less than {other.split(', ', 1)[1]} | {' | '.join(cells)} |")
+                cells.append(f"**{less}**" if clear else str(less))
+            lines.append(f"| {row}, less {other.split(', ', 1)[1]} | {' | '.join(cells)} |")
     return lines
 
 
