@@ -217,9 +217,10 @@ def page(found: Found) -> str:
         f"Row `{CONTROL}` (`int8_channel`) shows what more training does "
         f"without any loss of bits. Judged on {WINDOWS} windows of {CONTEXT} tokens of each "
         f"evaluation half, protocol gptq, seed {SEED}. ± is one standard error by bootstrap over "
-        "windows; of differences, over differences window by window; bold: beyond two of them. KL is from the float model "
-        "as it was before any training: a model that was trained on and became better moves away "
-        f"from it too. Seconds are of a shared two-core machine. {said}.",
+        "windows; of differences, over differences window by window; bold: beyond two of them. "
+        "One run a row: the bars do not count how another seed would train. KL is from the float "
+        "model as it was before any training: a model that was trained on and became better moves "
+        f"away from it too. Seconds are of a shared two-core machine. {said}.",
         "",
     ]
     for title, key in (("Bits per byte", "bits_per_byte"), ("KL from the float model", "kl")):
