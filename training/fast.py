@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from qlab.models.objective import TrainingAttention
 from qlab.models.surgery import map_linears
-from qlab.models.transformer import MLP, Attention, Block, Transformer
+from qlab.models.transformer import MLP, Block, Transformer
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 
@@ -117,27 +118,6 @@ def turn(x: jax.Array, theta: float) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-class FastAttention(nnx.Module):
-    """An `Attention` for training: from position 0, no cache, products in bfloat16."""
-
-    def __init__(self, attention: Attention):
-        self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
-        self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
-        self.head_dim, self.theta = attention.head_dim, attention.theta
-
-    def __call__(self, x: jax.Array, start: jax.Array, cache: None, count: None = None):
-        batch, time, _ = x.shape
-        split = (batch, time, -1, self.head_dim)
-        q = turn(self.q_proj(x).reshape(split), self.theta)
-        k = turn(self.k_proj(x).reshape(split), self.theta)
-        v = self.v_proj(x).reshape(split)
-        kv = k.shape[2]
-        k, v = (a.swapaxes(1, 2).reshape(batch * kv, time, -1) for a in (k, v))
-        y = attend(q.swapaxes(1, 2).reshape(batch * kv, -1, self.head_dim), k, v)
-        y = y.reshape(batch, -1, time, self.head_dim).swapaxes(1, 2)
-        return self.o_proj(y.reshape(batch, time, -1)), cache
-
-
 class FastMLP(nnx.Module):
     """An `MLP` for training: what the gate needs backward is computed again rather than kept."""
 
@@ -157,7 +137,10 @@ def swap(model: Transformer) -> Transformer:
         new = Block(
             block.input_layernorm, block.self_attn, block.post_attention_layernorm, block.mlp
         )
-        new.self_attn, new.mlp = FastAttention(block.self_attn), FastMLP(block.mlp)
+        new.self_attn, new.mlp = (
+            TrainingAttention(block.self_attn, turn, attend),
+            FastMLP(block.mlp),
+        )
         blocks.append(new)
     model.layers = nnx.List(blocks)
     return model

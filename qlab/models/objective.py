@@ -131,26 +131,35 @@ def for_training(model: Transformer) -> Transformer:
     )
 
 
-class TrainingAttention(nnx.Module):
-    """`Attention` from position 0 and without cache; its softmax is kept for the way back."""
+def _turn(x: jax.Array, theta: float) -> jax.Array:
+    """`rotate` from position 0."""
+    return rotate(x, jnp.arange(x.shape[1]), theta)
 
-    def __init__(self, attention: Attention):
+
+class TrainingAttention(nnx.Module):
+    """`Attention` from position 0 and without cache; its softmax is kept for the way back.
+
+    `turn` (x, θ) rotates (batch, time, heads, d), `attend` is what `causal` is, by default both as
+    exact as the model's own.
+    """
+
+    def __init__(self, attention: Attention, turn: Any = None, attend: Any = None):
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
         self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
         self.head_dim, self.theta = attention.head_dim, attention.theta
+        self.turn, self.attend = turn or _turn, attend or causal
 
     def __call__(self, x: jax.Array, start: jax.Array, cache: None, count: None = None):
         batch, time, _ = x.shape
         split = (batch, time, -1, self.head_dim)
-        position = jnp.arange(time)
-        q = rotate(self.q_proj(x).reshape(split), position, self.theta)
-        k = rotate(self.k_proj(x).reshape(split), position, self.theta)
+        q = self.turn(self.q_proj(x).reshape(split), self.theta)
+        k = self.turn(self.k_proj(x).reshape(split), self.theta)
         v = self.v_proj(x).reshape(split)
         kv = k.shape[2]
         q = q.reshape(batch, time, kv, -1, self.head_dim).transpose(0, 2, 3, 1, 4)
         q = q.reshape(batch * kv, -1, self.head_dim)  # (heads, group · time, d)
         k, v = (a.swapaxes(1, 2).reshape(batch * kv, time, -1) for a in (k, v))
-        y = causal(q, k, v).reshape(batch, -1, time, self.head_dim).swapaxes(1, 2)
+        y = self.attend(q, k, v).reshape(batch, -1, time, self.head_dim).swapaxes(1, 2)
         return self.o_proj(y.reshape(batch, time, -1)), cache
 
 
