@@ -54,7 +54,8 @@ KINDS = {
     "W4A4": Kind(qlab.SPECS["int4_g64"], "int4_token"),
 }
 # LSQ's own comparison (arXiv 1902.08153, table 1): weights and inputs of equal bits, here with a
-# scale a row of weights and one a sequence of inputs, which is what PACT can clip.
+# scale a row of weights and one a sequence of inputs; PACT and LSQ learn one a
+# layer.
 EQUAL_BITS = {
     f"W{b}A{b}, a scale a row": Kind(
         qlab.Spec(qlab.FORMATS[f"INT{b}"]), qlab.Spec(qlab.FORMATS[f"INT{b}"], "tensor")
@@ -73,7 +74,7 @@ EQUAL_WAYS: dict[str, dict[str, Any] | str] = {
     "RTN": "rtn",
     "QAT, STE": {"method": "ste"},
     "QAT, PACT": {"method": "pact"},
-    "QAT, LSQ": {"method": "lsq"},
+    "QAT, LSQ": {"method": "lsq", "static": True},  # a learned step of the inputs too
 }
 FLOAT, CONTROL = "float", "8 bits, trained as long"
 ROWS = {
@@ -148,6 +149,8 @@ def made(model: Any, row: str, place: Path) -> tuple[Any, dict[str, Any]]:
     (spec, act), how = ROWS[row]
     if isinstance(how, dict):
         how = {**how, "teacher": model if how.get("teacher") else None}
+        if how.pop("static", False):
+            act = qlab.Act(act, static=True)
         q = qlab.qat(model, spec, JUDGED, act=act, checkpoint=place, **how, **TRAINING)
         return q, trained(q)
     batches = None
@@ -265,8 +268,9 @@ def _equal(found: Found) -> list[str]:
         "## Weights and inputs of equal bits, in the shape of LSQ's table 1",
         "",
         "Bits per byte on English text, `tiny`, the training above: a language model trained for a "
-        "minute and no ResNet-18 on ImageNet. A scale a row of weights and one a sequence of "
-        "inputs. STE stands for DoReFa's place; LSQ learns the steps of weights only here.",
+        "minute and no ResNet-18 on ImageNet. A scale a row of weights; of inputs one a sequence "
+        "(RTN, and STE, which stands in DoReFa's place), a learned clip (PACT) or a learned step "
+        "(LSQ) a layer. PACT's and LSQ's begin where 16 sequences of the text say.",
         "",
         "| | W2A2 | W3A3 | W4A4 |",
         "|---|---:|---:|---:|",

@@ -141,10 +141,85 @@ def evaluate(
     for name in spec or []:
         quantized = qlab.quantize_model(loaded, method, name, progress=console.is_terminal)
         rows.append(qlab.evaluate(quantized, reference=against, name=name, **settings))
+    caches = []
     for name in kv or []:
         quantized = qlab.quantize_kv(loaded, name)
         rows.append(qlab.evaluate(quantized, reference=against, name=f"kv {name}", **settings))
+        caches.append(_cache_words(name, quantized, rows[-1].protocol.context))
     _show(qlab.compare(rows, show=False), json_file)
+    for line in caches:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cache_words(name: str, model: Any, tokens: int) -> str:
+    """What the keys and values of one window take."""
+    from qlab.models.kv import cache_size
+
+    size = cache_size(model.caches(1, tokens), tokens)
+    return (
+        f"{name}: keys and values of {tokens:,} tokens take {_bytes(size.packed)}, "
+        f"{_bytes(size.float16)} as float16 ({size.float16 / size.packed:.1f}×)"
+    )
+
+
+@app.command()
+def qat(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    spec: Annotated[str, typer.Option(help="A name in qlab.SPECS, such as int2_g64.")],
+    method: Annotated[
+        str, typer.Option(help="How gradients pass: ste, clipped, lsq, pact or bitnet.")
+    ] = "ste",
+    act: Annotated[
+        str | None, typer.Option(help="Quantize the linears' inputs too: a name in qlab.ACTS.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", "-t", help="Text to train on: a domain, or a file. Repeatable."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 200,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    context: Annotated[int | None, typer.Option(help="Tokens in a sequence.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of the weights.")] = 1e-3,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Learn from the float model, not the next token.")
+    ] = False,
+    skip: Annotated[list[str] | None, typer.Option(help="Paths that stay float.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the sequences.")] = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder from which a run that was stopped goes on.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    overwrite: Annotated[bool, typer.Option(help="Replace what the folder holds.")] = False,
+) -> None:
+    """Train a model while it is quantized, and save the quantized one.
+
+    Example: qlab qat tiny --spec int2_g64 --distill --steps 100 --checkpoint run -o tiny-int2
+    """
+    import qlab
+
+    _check_target(output, checkpoint, overwrite, "--checkpoint")
+    with _stoppable(checkpoint, "--checkpoint", "checkpoint"):
+        loaded = _load(model)
+        trained = qlab.qat(
+            loaded,
+            spec,
+            _texts(text or ["english"], "calibration"),
+            teacher=loaded if distill else None,
+            act=act,
+            steps=steps,
+            method=method,
+            learning_rate=learning_rate,
+            batch=batch,
+            skip=skip or (),
+            context=context,
+            seed=seed,
+            checkpoint=checkpoint,
+            every=every,
+            progress=console.is_terminal,
+        )
+        qlab.save(trained, output, overwrite=overwrite)
+    _wrote(output, trained)
 
 
 @app.command()
@@ -229,7 +304,6 @@ def quantize(
     Example: qlab quantize smollm2-135m --to Q4_K_M -o smollm2-Q4_K_M.gguf
     """
     import qlab
-    from qlab.evaluation.memory import size
 
     if to is not None:
         options = {"--spec": spec, "--act": act, "--skip": skip, "--calibration": calibration,
@@ -260,6 +334,13 @@ def quantize(
             **_settings(settings or []),
         )
         qlab.save(quantized, output, overwrite=overwrite)
+    _wrote(output, quantized)
+
+
+def _wrote(output: Path, quantized: Any) -> None:
+    """The report of a model, and where it lies now."""
+    from qlab.evaluation.memory import size
+
     cost = size(quantized)
     console.print(str(quantized.report), markup=False, highlight=False, soft_wrap=True)
     console.print(
@@ -346,22 +427,26 @@ def _fell_back(rows: list[Any]) -> str:
     )
 
 
-def _check_target(output: Path, cache: Path | None, overwrite: bool) -> None:
+def _check_target(
+    output: Path, cache: Path | None, overwrite: bool, option: str = "--cache"
+) -> None:
     """Minutes of work should not end at a folder that is taken."""
     if cache is not None and output.resolve() == cache.resolve():
-        raise ValueError(f"-o and --cache are both {output}: give finished blocks another folder")
+        raise ValueError(f"-o and {option} are both {output}: give unfinished work another folder")
     if not overwrite and output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; --overwrite replaces it")
 
 
 @contextlib.contextmanager
-def _stoppable(cache: Path | None) -> Iterator[None]:
+def _stoppable(
+    cache: Path | None, option: str = "--cache", what: str = "finished block"
+) -> Iterator[None]:
     """Ctrl-C ends with a line on how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        option = "--cache" if cache is None else f"--cache {cache}"
-        said = f"stopped; with {option} the same command goes on from the last finished block"
+        option = option if cache is None else f"{option} {cache}"
+        said = f"stopped; with {option} the same command goes on from the last {what}"
         Console(stderr=True, soft_wrap=True).print(said, markup=False, highlight=False)
         raise typer.Exit(130) from None
 

@@ -14,7 +14,7 @@ from qlab.formats import INT4
 from tests.models_for_tests import random_model
 
 COMMANDS = ["demo", "evaluate", "compare", "quantize", "imatrix", "inspect", "explain", "lab"]
-COMMANDS += ["figures", "advise"]
+COMMANDS += ["figures", "advise", "qat"]
 
 
 def said(capsys, *arguments):
@@ -248,4 +248,26 @@ def test_imatrix_writes_a_file(tmp_path, capsys):
         assert code == 2 and "i.gguf is an importance matrix, not a model; give it" in err, err
         assert "--imatrix FILE" in err
     code, _, err = said(capsys, *command)
+    assert code == 2 and "--overwrite replaces it" in err
+
+
+def test_a_quantized_cache_says_what_it_saves(capsys):
+    arguments = ["--kv", "kivi2", "--text", "english", "--tokens", "256", "--context", "250"]
+    code, out, _ = said(capsys, "evaluate", "tiny", *arguments)
+    assert code == 0 and "kv kivi2" in out
+    line = next(line for line in out.splitlines() if line.startswith("kivi2: keys and values"))
+    # 2 sides × 4 layers × 2 heads × 64 numbers × 2 bytes a token
+    assert f"of 250 tokens take 0.3 MB, {250 * 2048 / 1e6:.1f} MB as float16" in line
+
+
+def test_qat_trains_and_writes(tmp_path, capsys):
+    text = tmp_path / "mine.txt"
+    text.write_text("the end of the beginning is in a thesis " * 60)
+    folder = tmp_path / "q"
+    arguments = ["--spec", "int2_g64", "-t", str(text), "--steps", "2", "--batch", "2"]
+    arguments += ["--context", "32", "--distill", "--method", "lsq", "-o", str(folder)]
+    code, out, _ = said(capsys, "qat", "tiny", *arguments)
+    assert code == 0 and "trained by lsq for 2 steps on 128 tokens (tiny as teacher)" in out
+    assert qlab.load(str(folder)).label.provenance["hyper"]["steps"] == 2
+    code, _, err = said(capsys, "qat", "tiny", *arguments)
     assert code == 2 and "--overwrite replaces it" in err

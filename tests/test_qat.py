@@ -16,10 +16,11 @@ import numpy as np
 import optax
 import pytest
 
+from qlab.activations import Act
 from qlab.evaluation import evaluate
 from qlab.formats import INT4, NF4, UINT8
 from qlab.methods import qat as estimators
-from qlab.methods.trained import Trained
+from qlab.methods.trained import LearnedClip, LearnedStep, Trained
 from qlab.models.generate import generate
 from qlab.models.kv import kivi, quantize_kv
 from qlab.models.objective import Mix, batch_loss
@@ -32,10 +33,13 @@ from qlab.qtensor import QTensor, Spec, dequantize, quantize
 from qlab.specs import SPECS
 from tests.killed_training import TEXT
 from tests.killed_training import run as killable
-from tests.models_for_tests import random_model, tokens_for
+from tests.models_for_tests import CONFIG, random_model, tokens_for
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = random_model(scale=2.0)
+WIDE = dataclasses.replace(
+    CONFIG, hidden_size=256, intermediate_size=256, head_dim=64, num_hidden_layers=1
+)
 GOLDEN = np.load(ROOT / "tests" / "golden" / "qat.npz")
 G = jnp.asarray(GOLDEN["g"])
 W = jnp.asarray(GOLDEN["w"])
@@ -158,6 +162,21 @@ def test_lsq_begins_at_the_papers_step():
     )
 
 
+def test_a_learned_step_of_inputs_is_the_papers():
+    """∂x̂/∂s = c − u inside and the end beyond, ∂x̂/∂x = 1 inside and 0 beyond; N is all numbers of
+    the sequence (eqs. 3 and 5, §2.2)."""
+    step, spec = jnp.float32(0.2), Spec(INT4, "tensor")
+    y, (dx, dstep) = pulled(lambda x, s: LearnedStep(s, spec).value(x), W, step)
+    u, g = np.asarray(W, np.float64) / 0.2, np.asarray(G, np.float64)
+    c = np.clip(np.round(u), -8, 7)
+    inside = (-8 < u) & (u < 7)
+    assert 0 < (~inside).sum() < inside.sum()
+    np.testing.assert_allclose(y, 0.2 * c, rtol=1e-5)
+    np.testing.assert_array_equal(dx, np.where(inside, G, 0))
+    slope = np.sum(g * np.where(inside, c - u, c)) / np.sqrt(W.size * 7)
+    np.testing.assert_allclose(dstep, slope, rtol=1e-3)
+
+
 def test_which_method_trains_which_spec():
     counts = {m: sum(estimators.supports(m, s) for s in SPECS.values()) for m in
               estimators.ESTIMATORS}  # fmt: skip
@@ -194,14 +213,16 @@ def test_a_trained_weight_multiplies_as_what_it_becomes(name, method):
 
 
 MODELS = ["int2_g64", "int4_channel", "uint4_g64", "nf4_double", "mxfp4", "fp8_channel"]
-ACTS = [("int4_channel", "int8_token"), ("int8_channel", "uint8_tensor"), ("nf4", "fp8_token"),
-        ("int8_channel", "llm_int8")]  # fmt: skip
+PAIRS = [("int4_channel", "int8_token"), ("int8_channel", "uint8_tensor"), ("nf4", "fp8_token"),
+         ("int8_channel", "llm_int8")]  # fmt: skip
+INT4_STATIC = Act(Spec(INT4, "tensor"), static=True)
+STEPS = {"lsq": LearnedStep, "pact": LearnedClip}
 
 
 @pytest.mark.parametrize(
     ("name", "act", "method"),
     [(name, None, "lsq") for name in MODELS]
-    + [(name, act, "clipped") for name, act in ACTS]
+    + [(name, act, "clipped") for name, act in PAIRS]
     + [("bitnet", None, "bitnet")],
 )
 def test_prepare_equals_convert(name, act, method):
@@ -213,6 +234,33 @@ def test_prepare_equals_convert(name, act, method):
     same(whole(prepared, tokens), whole(converted, tokens))
     if method == "bitnet":
         assert all(layer.act is not None for layer in linears(converted).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECS)
+def test_prepare_equals_convert_for_every_spec(name):
+    """A whole model whose rows hold a super-block; steps are learned, which is more than `ste`."""
+    prepared = prepare(random_model(WIDE, scale=2.0), name, method="lsq")
+    tokens = tokens_for(prepared)
+    whole = jax.jit(lambda model, tokens: model(tokens))
+    same(whole(prepared, tokens), whole(convert(prepared), tokens))
+
+
+@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize("act", ["int8_static", "fp8_static", INT4_STATIC])
+def test_learned_inputs_become_static_ones(act, method):
+    """Trained for a few steps: what is learned moves, and the codes that come out are its own."""
+    heard = []
+    q = short(spec="int4_channel", act=act, method=method, step_rate=0.05, teacher=MODEL,
+              callback=lambda step, loss, model: heard.append(model))  # fmt: skip
+    path = "layers.0.mlp.down_proj"
+    first, last = (linears(m)[path].act for m in (heard[0], heard[-1]))
+    assert isinstance(first, STEPS[method]) and isinstance(last, STEPS[method])
+    if method == "lsq":  # at 8 bits nothing lies beyond α, and it rests
+        assert float(first.step) != float(last.step)
+    kept = linears(q)[path].act
+    assert kept.static and kept.ranges is not None
+    same(heard[-1](TEXT[:2]), q(TEXT[:2]))
 
 
 def test_a_prepared_model_is_an_ordinary_one():
@@ -348,7 +396,12 @@ def test_refusals():
     refuse("'pact' trains the clip of inputs: act=", method="pact")
     refuse("'pact' learns one α a layer", method="pact", act="int8_token")
     refuse("a batch of 4 is not a multiple of 3 devices", devices=jax.devices() * 3)
+    refuse(r"devices=\[\] are none", devices=[])
     refuse("kd=2 is not a share", kd=2)
+    refuse("kd=0.5 weighs a teacher's loss: teacher= is not given", kd=0.5)
+    refuse(r"teacher='tiny' is a name: qlab.load\('tiny'\)", teacher="tiny")
+    refuse("learning_rate='1e-3' is not a number", learning_rate="1e-3")
+    refuse("weight_decay=-1 is negative", weight_decay=-1)
     refuse("steps=0 is not a whole number", steps=0)
 
 
@@ -424,7 +477,7 @@ def test_killed_runs_give_the_same_bytes(tmp_path):
 MANY = """
 import jax, json, sys
 from tests.killed_training import run
-from tests.models_for_tests import random_model
+from tests.models_for_tests import CONFIG, random_model
 assert len(jax.devices()) == 8
 for devices in (None, jax.devices()[:1]):
     q = run(steps=4, batch=8, devices=devices, teacher=random_model(seed=1, scale=2.0))

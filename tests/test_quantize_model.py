@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import qlab
 from qlab.formats import INT4, UINT4
 from qlab.methods import rtn
 from qlab.models.calibrate import calibrate
@@ -316,3 +317,28 @@ def test_changed_arrays_and_methods_do_not_get_the_old_result(tmp_path):
     refuse(
         "int4_g64", "cannot tell whether method '<lambda>' changed", method=hidden, cache=tmp_path
     )
+
+
+@pytest.mark.parametrize("call", [
+    lambda: qlab.quantize_kv("tiny", "kivi2"),
+    lambda: qlab.with_kernels("tiny"),
+    lambda: qlab.quantize_model("tiny", "rtn", "int4_g64"),
+    lambda: qlab.qat("tiny", "int4_g64", "english"),
+    lambda: qlab.evaluate("tiny"),
+    lambda: qlab.calibrate("tiny", "english"),
+    lambda: qlab.calibration_batches("tiny"),
+    lambda: qlab.imatrix("tiny", "english"),
+    lambda: qlab.generate("tiny", "the"),
+    lambda: qlab.save("tiny", "folder"),
+    lambda: qlab.models.convert("tiny"),
+])  # fmt: skip
+def test_a_name_is_no_model(call):
+    with pytest.raises(ValueError, match=r"='tiny' is a name: qlab.load\('tiny'\) gives the model"):
+        call()
+
+
+def test_a_model_rounded_twice_says_so():
+    once = quantize_model(MODEL, "rtn", "int8_channel", progress=False)
+    twice = quantize_model(once, "rtn", "int4_channel", progress=False)
+    assert "came quantized (int8_channel) and were rounded again" in str(twice.report)
+    assert "came quantized" not in str(once.report)

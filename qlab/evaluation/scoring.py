@@ -22,6 +22,7 @@ from qlab.evaluation.divergence import TokenScores, score
 from qlab.evaluation.result import Evaluation, Protocol, TextScore, summarize
 from qlab.evaluation.windows import DEFAULT_CONTEXT, Windows, check_protocol, cut
 from qlab.methods.trained import Trained
+from qlab.models.checks import check_model
 from qlab.models.surgery import dense
 from qlab.qtensor import QTensor
 from qlab.suggest import near
@@ -79,6 +80,9 @@ def evaluate(
         >>> qlab.evaluate(q, reference=model, texts="english", tokens=4096)       # doctest: +SKIP
     """
     began = time.perf_counter()
+    check_model(model)
+    if reference is not None:
+        check_model(reference, "reference")
     check_protocol(protocol)
     tokenizer = _tokenizer(model, reference)
     named = _texts(texts)

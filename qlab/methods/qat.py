@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qlab.arithmetic import divide
-from qlab.formats import TERNARY, TERNARY2
+from qlab.formats import TERNARY, TERNARY2, Format
 from qlab.qtensor import (
     QTensor,
     Spec,
@@ -205,8 +205,31 @@ def lsq_start(w: jax.Array, spec: Spec) -> Learned:
     if (steps == 1).all() and spec.format.min < 0 and len(found) == 1:
         total = _per_block(jnp.abs(w), found["step"], spec)
         count = _per_block(jnp.ones_like(w), found["step"], spec)
-        found["step"] = 2 * total / count / math.sqrt(spec.format.max)
+        found["step"] = lsq_first(total / count, spec.format)
     return found
+
+
+def lsq_first(mean: jax.Array, format: Format) -> jax.Array:
+    """s = 2·mean|v| / √Q_P (Esser §2.1): where a step begins to learn.
+
+    Example:
+        >>> from qlab.formats import INT4
+        >>> round(float(lsq_first(jnp.float32(1.0), INT4)), 3)  # 2 / √7
+        0.756
+    """
+    return 2 * mean / math.sqrt(format.max)
+
+
+def one_step(spec: Spec) -> bool:
+    """Whether inputs of a Spec have one number to learn: a scale a tensor, no zero and no offset.
+
+    Example:
+        >>> from qlab.formats import INT4
+        >>> one_step(Spec(INT4, "tensor")), one_step(Spec(INT4, "row"))
+        (True, False)
+    """
+    plain = spec.zero is None and spec.offset is None and spec.scale is not None
+    return plain and spec.block == "tensor"
 
 
 def stored(learned: Learned, spec: Spec) -> QTensor:
@@ -294,8 +317,7 @@ def check(method: str, spec: Spec) -> None:
 
 def check_pact(spec: Spec) -> None:
     """Raises ValueError where inputs of a Spec have no single end α."""
-    one_end = spec.zero is None and spec.offset is None and spec.scale is not None
-    if spec.block != "tensor" or not one_end:
+    if not one_step(spec):
         raise ValueError(
             "method 'pact' learns one α a layer: inputs of block 'tensor' without zero or offset, "
             f"such as 'int8_static', not {name_of(spec)!r}"

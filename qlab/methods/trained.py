@@ -72,12 +72,12 @@ class Trained:
             return qat.lsq(self.w, self.learned, q)
         return (qat.clipped if self.method == "clipped" else qat.ste)(self.w, q)
 
-    def product(self, x: jax.Array, act: Act | LearnedClip | None) -> jax.Array:
+    def product(self, x: jax.Array, act: Act | LearnedAct | None) -> jax.Array:
         """x ŵᵀ, (..., time, in) -> (..., time, out) float32; bit for bit what the QTensor gives."""
         if act is None:
             return PRODUCT(x, self.value().T)
         q = self.quantized()
-        known = act.act() if isinstance(act, LearnedClip) else act
+        known = act.act() if isinstance(act, LearnedAct) else act
         x_hat = jax.vmap(lambda one: _inputs(one, act, self.method))(
             x.reshape(-1, *x.shape[-2:])
         ).reshape(x.shape)
@@ -102,12 +102,43 @@ class LearnedClip:
         """The Act with static ranges that it becomes."""
         return Act(self.spec, qat.pact_ranges(self.alpha, self.spec), static=True)
 
+    def value(self, x: jax.Array) -> jax.Array:
+        """x̂ (time, in) of one sequence with the gradients of x and α."""
+        return qat.pact(x, self.alpha, encode_inputs(x, jax.lax.stop_gradient(self.act())))
 
-def _inputs(x: jax.Array, act: Act | LearnedClip, method: str) -> jax.Array:
+
+@partial(jax.tree_util.register_dataclass, data_fields=["step"], meta_fields=["spec"])
+@dataclasses.dataclass(frozen=True)
+class LearnedStep:
+    """Inputs with a learned step: what a static `Act` becomes while `lsq` trains it.
+
+    Attributes:
+        step: () float32.
+        spec: of the inputs, block "tensor".
+    """
+
+    step: jax.Array
+    spec: Spec
+
+    def act(self) -> Act:
+        """The Act with static ranges that it becomes."""
+        return Act(self.spec, qat.stored({"step": self.step.reshape(1, 1)}, self.spec), static=True)
+
+    def value(self, x: jax.Array) -> jax.Array:
+        """x̂ (time, in) of one sequence with the gradients of x and the step; N of the step's is all
+        of the sequence's numbers (Esser §2.2: the features of one sample).
+        """
+        q = encode_inputs(x, jax.lax.stop_gradient(self.act()))
+        return qat.lsq(x, {"step": self.step.reshape(1, 1)}, q)
+
+
+LearnedAct = LearnedClip | LearnedStep
+
+
+def _inputs(x: jax.Array, act: Act | LearnedAct, method: str) -> jax.Array:
     """x̂ (time, in) of one sequence with the gradient of the method."""
-    if isinstance(act, LearnedClip):
-        q = encode_inputs(x, jax.lax.stop_gradient(act.act()))
-        return qat.pact(x, act.alpha, q)
+    if isinstance(act, LearnedAct):
+        return act.value(x)
     inside, outlying = split_outliers(x, act)
     if method == "clipped":
         return qat.clipped(inside, jax.lax.stop_gradient(encode_inputs(inside, act))) + outlying

@@ -19,6 +19,7 @@ import numpy as np
 
 from qlab.data import DOMAINS, text_hash
 from qlab.data import texts as bundled
+from qlab.models.checks import check_model
 from qlab.models.surgery import get
 from qlab.models.taps import through
 from qlab.models.transformer import Transformer
@@ -126,6 +127,7 @@ def calibration_batches(
         >>> qlab.calibration_batches(model, ["english", "korean"]).tokens.shape  # doctest: +SKIP
         (64, 256)
     """
+    check_model(model)
     if model.tokenizer is None:
         raise ValueError(f"the model {model.name!r} has no tokenizer: give token ids as batches")
     named = _named(texts)
@@ -286,6 +288,7 @@ def as_batches(model: Transformer, given: Any) -> Batches:
         ValueError: something else, no sequences, an empty one, padding that is not on the right,
             ids that the model does not have, or more tokens in a sequence than it has positions.
     """
+    check_model(model)
     if isinstance(given, Batches):
         found = given
     elif isinstance(given, Mapping) and "input_ids" in given:

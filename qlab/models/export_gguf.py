@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from qlab.io import gguf
 from qlab.io import imatrix as files
 from qlab.io.gguf_values import Value
-from qlab.models import architectures, mixtures, tokenizer
+from qlab.models import architectures, kv, mixtures, tokenizer
 from qlab.models.load import NOTES
 from qlab.models.surgery import linears
 from qlab.models.transformer import Config, Transformer, as_array
@@ -163,6 +163,7 @@ def tensors_of(source: Transformer | str | os.PathLike) -> tuple[Config, list[So
 
 
 def _of_model(model: Transformer) -> list[Source]:
+    kv.check_no_recipe(model)
     for path, layer in linears(model).items():
         if layer.act is not None:
             raise ValueError(f"{path} quantizes its inputs, which no GGUF file says: save a folder")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qlab.models.checks import check_model
 from qlab.models.surgery import dense
 from qlab.models.transformer import Transformer
 from qlab.suggest import counted
@@ -61,6 +62,7 @@ def generate(
     Example:
         >>> generate(qlab.load("tiny"), "The United States", max_new_tokens=8)   # doctest: +SKIP
     """
+    check_model(model)
     ids = _prompt_ids(model, prompt, chat)
     _check(temperature, top_p, key, max_new_tokens)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from qlab.io.imatrix import Imatrix
 from qlab.models.architectures import gguf_name
 from qlab.models.calibrate import as_batches, rows_at_once
+from qlab.models.checks import check_model
 from qlab.models.taps import squares
 from qlab.models.transformer import Transformer
 
@@ -40,6 +41,7 @@ def imatrix(model: Transformer, batches: Any = "english", progress: bool = True)
         >>> found.means()["blk.0.ffn_down.weight"].shape         # doctest: +SKIP
         (768,)
     """
+    check_model(model)
     names = {
         (i, stage[0]): [gguf_name(f"layers.{i}.{path}.weight") for path in stage]
         for i, block in enumerate(model.layers)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qlab.formats import FORMATS
+from qlab.models.checks import check_model
 from qlab.qtensor import QTensor, Spec, bits_per_weight, dequantize, quantize
 from qlab.rules import minmax
 from qlab.stats import PRECISION
@@ -324,21 +325,10 @@ def attend(
             last = min(first + size, time)
             end = last if causal else seen
             # Before these nobody needs the float keys, the float values.
-            k0, v0 = (min(side.closed(first), end) if causal else 0 for side in sides)
-            mask, mk, mv = (m[first:last, :end] for m in (allowed, *in_codes))
-            rows = q[:, first:last].reshape(-1, d)
-
-            def scores(keys: jax.Array, rows=rows, count=last - first) -> jax.Array:
-                score = jnp.matmul(rows, keys.T, precision=PRECISION) / d**0.5
-                return score.reshape(-1, count, len(keys))
-
-            score = scores(kc[:end])
-            recent = jnp.where(mk[:, k0:], score[..., k0:], scores(k[k0:end]))
-            score = jnp.concatenate([score[..., :k0], recent], axis=-1)
-            weight = jax.nn.softmax(jnp.where(mask, score, -jnp.inf), axis=-1)
-            old, new = jnp.where(mv, weight, 0.0), jnp.where(mv, 0.0, weight)[..., v0:]
-            y = jnp.matmul(old, vc[:end], precision=PRECISION)
-            parts.append(y + jnp.matmul(new, v[v0:end], precision=PRECISION))
+            begin = [min(side.closed(first), end) if causal else 0 for side in sides]
+            masks = [m[first:last, :end] for m in (allowed, *in_codes)]
+            heads = (k[:end], kc[:end], v[:end], vc[:end])
+            parts.append(_block_of_queries(q[:, first:last], *heads, *masks, *begin))
         return jnp.concatenate(parts, axis=1)
 
     q = q.reshape(batch, time, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)
@@ -348,6 +338,39 @@ def attend(
         q, *heads, cpu=lambda *x: jax.lax.map(lambda y: one(*y), x), default=jax.vmap(one)
     )
     return y.reshape(batch, -1, time, d).transpose(0, 2, 1, 3)
+
+
+def _block_of_queries(
+    q: jax.Array,
+    k: jax.Array,
+    kc: jax.Array,
+    v: jax.Array,
+    vc: jax.Array,
+    allowed: jax.Array,
+    k_in_codes: jax.Array,
+    v_in_codes: jax.Array,
+    k0: int,
+    v0: int,
+) -> jax.Array:
+    """Some queries of one head, (group, count, d), that read the same keys.
+
+    k and v (seen, d) are in float, kc and vc what their codes stand for. Of (count, seen):
+    `allowed` says what each query may read, the others which of it as codes. Float keys are read
+    from k0 on, float values from v0 on.
+    """
+    rows, count, d = q.reshape(-1, q.shape[-1]), q.shape[1], q.shape[-1]
+
+    def scores(keys: jax.Array) -> jax.Array:
+        score = jnp.matmul(rows, keys.T, precision=PRECISION) / d**0.5
+        return score.reshape(-1, count, len(keys))
+
+    score = scores(kc)
+    recent = jnp.where(k_in_codes[:, k0:], score[..., k0:], scores(k[k0:]))
+    score = jnp.concatenate([score[..., :k0], recent], axis=-1)
+    weight = jax.nn.softmax(jnp.where(allowed, score, -jnp.inf), axis=-1)
+    old, new = jnp.where(v_in_codes, weight, 0.0), jnp.where(v_in_codes, 0.0, weight)[..., v0:]
+    y = jnp.matmul(old, vc, precision=PRECISION)
+    return y + jnp.matmul(new, v[v0:], precision=PRECISION)
 
 
 def over_sequence(q: jax.Array, k: jax.Array, v: jax.Array, kv: KV) -> jax.Array:
@@ -532,6 +555,7 @@ def quantize_kv(model: Any, recipe: str | KV | None) -> Any:
 
     Source: Liu et al. 2024, arXiv 2402.02750, algorithm 1.
     """
+    check_model(model)
     kv = find(recipe)
     if kv is not None:
         kv.check_head(model.config.head_dim)
@@ -542,3 +566,12 @@ def quantize_kv(model: Any, recipe: str | KV | None) -> Any:
     notes += () if kv is None else (f"{_NOTE}{name_of(kv)}",)
     model.label = dataclasses.replace(model.label, notes=notes)
     return model
+
+
+def check_no_recipe(model: Any) -> None:
+    """Raises ValueError for a model whose keys and values are quantized: no file says so."""
+    if model.kv is not None:
+        raise ValueError(
+            "a KV recipe is no part of a file: save qlab.quantize_kv(model, None), and give the "
+            f"loaded model {name_of(model.kv)!r} again"
+        )

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from qlab.activations import ACTS, Act
 from qlab.methods import qat as estimators
 from qlab.methods.rtn import rtn
-from qlab.methods.trained import LearnedClip, Trained
+from qlab.methods.trained import LearnedAct, LearnedClip, LearnedStep, Trained
+from qlab.models.checks import check_model
 from qlab.models.plan import Plan, Rule, make_plan
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear, Transformer, as_array
@@ -40,9 +41,11 @@ def prepare(
         method: "ste", "clipped", "lsq", "pact" or "bitnet": how gradients pass, see
             `qlab.methods.qat`.
         act: how inputs are quantized, as for `quantize_model`. "bitnet" takes "int8_token" where
-            nothing is said; "pact" needs an Act of block "tensor" and learns its end α.
+            nothing is said; "pact" needs an Act of block "tensor" and learns its end α; "lsq"
+            learns the step of a static one without zero point ("int8_static").
         skip: a glob, or several, of linears that stay as they are.
-        stats: {path: Stats} of the inputs, for static ranges and for where α begins.
+        stats: {path: Stats} of the inputs, for static ranges and for where α and
+            learned steps begin.
 
     Returns:
         a Transformer like any other: it evaluates, generates, and runs under jit and grad.
@@ -74,6 +77,7 @@ def plan_of(
     model: Transformer, spec: Rule, method: str, act: Any, skip: str | Iterable[str]
 ) -> Plan:
     """Which linear gets what, checked before anything is done."""
+    check_model(model)
     if model.kv is not None:
         raise ValueError(
             "training reads keys and values in float: train qlab.quantize_kv(model, None), and "
@@ -106,7 +110,7 @@ def needs_stats(plan: Plan, method: str) -> bool:
 
 def convert(prepared: Transformer) -> Transformer:
     """The quantized model that a prepared one has become: every weight in training a QTensor, every
-    learned clip a static range. The logits are the same, bit for bit.
+    learned clip or step of inputs a static range. The logits are the same, bit for bit.
 
     Args:
         prepared: what `prepare` returned, trained or not.
@@ -118,17 +122,18 @@ def convert(prepared: Transformer) -> Transformer:
         >>> q = qlab.models.convert(prepared)   # doctest: +SKIP
         >>> qlab.save(q, "folder")              # doctest: +SKIP
     """
+    check_model(prepared, "prepared")
 
     def change(_: str, layer: Linear) -> Linear:
         weight, act = layer.weight, layer.act
         weight = _quantized(weight) if isinstance(weight, Trained) else weight
-        return Linear(weight, layer.bias, _act(act) if isinstance(act, LearnedClip) else act)
+        return Linear(weight, layer.bias, _act(act) if isinstance(act, LearnedAct) else act)
 
     return map_linears(prepared, change)
 
 
 _quantized = jax.jit(lambda weight: weight.quantized())
-_act = jax.jit(lambda clip: clip.act())
+_act = jax.jit(lambda learned: learned.act())
 
 
 def _master(layer: Linear) -> jax.Array:
@@ -145,8 +150,8 @@ def _left(layer: Linear) -> Linear:
 
 def _inputs(
     path: str, method: str, act: Act | None, stats: Mapping[str, Stats] | None
-) -> Act | LearnedClip | None:
-    """The Act of a linear, with ranges where it needs any."""
+) -> Act | LearnedAct | None:
+    """The Act of a linear, with ranges or what learns them where it needs any."""
     if act is None or (method != "pact" and not (act.static and act.ranges is None)):
         return act
     if stats is None or path not in stats:
@@ -155,4 +160,7 @@ def _inputs(
         )
     if method == "pact":
         return LearnedClip(jnp.max(stats[path].amax).astype(jnp.float32), act.spec)
+    if method == "lsq" and estimators.one_step(act.spec):
+        mean = jnp.mean(stats[path].mean_abs)
+        return LearnedStep(estimators.lsq_first(mean, act.spec.format), act.spec)
     return act.with_ranges(static(stats[path], act.spec))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -28,6 +29,7 @@ from qlab.activations import name_of as act_name
 from qlab.methods.rtn import rtn
 from qlab.methods.trained import Trained
 from qlab.models.calibrate import Batches, as_batches, calibrate, is_text, whole_texts
+from qlab.models.checks import check_model
 from qlab.models.judge import Seen, quantize_layer
 from qlab.models.objective import Mix, batch_loss
 from qlab.models.plan import Plan, Rule, Task
@@ -77,7 +79,7 @@ class Settings(NamedTuple):
     learning_rate: float
     step_rate: float
     weight_decay: float
-    kd: float
+    kd: float | None
     temperature: float
     seed: int
 
@@ -87,15 +89,17 @@ class Settings(NamedTuple):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} is not a whole number from 1 on")
-        for name in ("learning_rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not positive")
-        for name in ("step_rate", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} is negative")
+        for name in ("learning_rate", "temperature", "step_rate", "weight_decay"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(f"{name}={value!r} is not a number")
+            if not value > 0 and name in ("learning_rate", "temperature"):
+                raise ValueError(f"{name}={value!r} is not positive")
+            if not value >= 0:
+                raise ValueError(f"{name}={value!r} is negative")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed={self.seed!r} is not a whole number from 0 on")
-        if not 0 <= self.kd <= 1:
+        if self.kd is not None and not (isinstance(self.kd, numbers.Real) and 0 <= self.kd <= 1):
             raise ValueError(f"kd={self.kd!r} is not a share: 0 ≤ kd ≤ 1")
 
 
@@ -112,7 +116,7 @@ def qat(
     batch: int = 8,
     optimizer: optax.GradientTransformation | None = None,
     skip: str | Iterable[str] = (),
-    kd: float = 1.0,
+    kd: float | None = None,
     temperature: float = 1.0,
     step_rate: float = STEP_RATE,
     weight_decay: float = 0.01,
@@ -140,7 +144,7 @@ def qat(
         batch: sequences a step.
         optimizer: an optax transform with a rate of its own, in place of AdamW and the schedule.
         skip: a glob, or several, of linears that stay float. They are trained too.
-        kd: weight of the teacher's loss, 1 − kd is that of the next token's.
+        kd: weight of the teacher's loss, 1 − kd is that of the next token's; None: 1.
         temperature: of both distributions; the teacher's loss is multiplied by its square.
         step_rate: of learned steps and clips, relative to their size: 0.003 moves one by 0.3 % a
             step at most. They have no weight decay.
@@ -198,7 +202,7 @@ def qat_steps(
     batch: int = 8,
     optimizer: optax.GradientTransformation | None = None,
     skip: str | Iterable[str] = (),
-    kd: float = 1.0,
+    kd: float | None = None,
     temperature: float = 1.0,
     step_rate: float = STEP_RATE,
     weight_decay: float = 0.01,
@@ -248,6 +252,10 @@ class Run:
     ) -> Run:
         """Checks everything, and prepares the model."""
         settings.check()
+        if teacher is not None:
+            check_model(teacher, "teacher")
+        elif settings.kd is not None:
+            raise ValueError(f"kd={settings.kd} weighs a teacher's loss: teacher= is not given")
         plan = plan_of(model, spec, method, act, skip)
         cut = whole_texts(model, batches, context) if is_text(batches) else None
         text = cut or as_batches(model, batches)
@@ -322,7 +330,7 @@ class Run:
 
     def _numbers(self, share: float) -> dict[str, Any]:
         s = self.settings
-        kd = s.kd if self.teacher is not None else 0.0
+        kd = 0.0 if self.teacher is None else 1.0 if s.kd is None else s.kd
         mix = Mix(*(np.float32(x) for x in (1 - kd, kd, s.temperature)))
         rates = {"weights": s.learning_rate * share, "steps": s.step_rate * share}
         return {"mix": mix, "rates": {name: np.float32(x) for name, x in rates.items()}}
@@ -403,7 +411,9 @@ def _devices(given: Sequence[Any] | None, batch: int) -> tuple[Any, ...]:
     if given is None:
         there = jax.devices()
         return tuple(there[: max(n for n in range(1, len(there) + 1) if batch % n == 0)])
-    if not len(given) or batch % len(given):
+    if not len(given):
+        raise ValueError("devices=[] are none: None takes as many as divide the batch")
+    if batch % len(given):
         raise ValueError(f"a batch of {batch} is not a multiple of {counted(len(given), 'device')}")
     return tuple(given)
 
@@ -440,7 +450,7 @@ class Optimizer(NamedTuple):
 
 def group(path: str, leaf: jax.Array) -> str:
     """What a parameter is: "steps" (learned steps, offsets, clips), "matrices" or "vectors"."""
-    if ".learned." in path or path.endswith(".alpha"):
+    if ".learned." in path or path.endswith((".act.alpha", ".act.step")):
         return "steps"
     return "matrices" if leaf.ndim > 1 else "vectors"
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from qlab.activations import name_of as act_name
 from qlab.activations import product
 from qlab.models.calibrate import Batches, as_batches
+from qlab.models.checks import check_model
 from qlab.models.fold import Folded, check_objective, fold_block
 from qlab.models.judge import Seen, quantize_layer, rescaled
 from qlab.models.plan import PROPAGATE, Job, Methods, Rule, Task, find_method, make_plan
@@ -33,6 +34,7 @@ from qlab.models.surgery import get, linears, map_linears, put
 from qlab.models.transformer import Label, Linear, Transformer
 from qlab.observers import static
 from qlab.qtensor import QTensor, dequantize
+from qlab.specs import name_of
 from qlab.stats import Stats
 from qlab.suggest import counted, near
 
@@ -106,6 +108,7 @@ def quantize_model(
         >>> q = quantize_model(model, "gptq", "int4_g64", "english")   # doctest: +SKIP
         >>> print(q.report)                                            # doctest: +SKIP
     """
+    check_model(model)
     if isinstance(hyper.get("quantizer"), str):
         hyper["quantizer"] = find_method(hyper["quantizer"])
     plan = make_plan(linears(model), method, spec_or_rule, skip, act, hyper)
@@ -122,7 +125,8 @@ def quantize_model(
         states = States(place, kinds) if kinds else None
         done = _run_blocks(job, _source(mode, states, stats), states, folder, progress)
     new = _assembled(job, done[0])
-    new.label = _label(job, spec_or_rule, done[1], provenance, _origin(job, mode, kinds))
+    notes = (*_origin(job, mode, kinds), *_rounded_before(job))
+    new.label = _label(job, spec_or_rule, done[1], provenance, notes)
     return new
 
 
@@ -235,6 +239,18 @@ def _origin(job: Job, mode: str, kinds: Mapping[str, Batches]) -> tuple[str, ...
     if "held_out" in kinds:
         line += f"; judged also on {counted(kinds['held_out'].count, 'token')} held out"
     return (line,)
+
+
+def _rounded_before(job: Job) -> tuple[str, ...]:
+    """The report's line on layers that came quantized: what is rounded now are their values."""
+    found = linears(job.model)
+    again = [path for path, task in job.plan.items()
+             if task is not None and isinstance(found[path].weight, QTensor)]  # fmt: skip
+    if not again:
+        return ()
+    was = ", ".join(dict.fromkeys(name_of(found[path].weight.spec) for path in again))
+    line = f"{counted(len(again), 'linear')} came quantized ({was}) and were rounded again: errors"
+    return (line + " are against those values, not the float weights",)
 
 
 # ---- block by block ------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any
 from qlab.io import safetensors
 from qlab.kernels import Packed
 from qlab.methods.trained import Trained
+from qlab.models.checks import check_model
 from qlab.models.export_gguf import to_gguf
-from qlab.models.kv import name_of
+from qlab.models.kv import check_no_recipe
 from qlab.models.surgery import linears
 from qlab.models.transformer import Transformer
 
@@ -48,11 +49,8 @@ def save(
         >>> qlab.save(model, "tiny.gguf", mixture="Q4_K_M")                 # doctest: +SKIP
         >>> qlab.load("tiny.gguf").notes                                    # doctest: +SKIP
     """
-    if model.kv is not None:
-        raise ValueError(
-            "a KV recipe is no part of a file: save qlab.quantize_kv(model, None), and give the "
-            f"loaded model {name_of(model.kv)!r} again"
-        )
+    check_model(model)
+    check_no_recipe(model)
     if any(isinstance(layer.weight, Packed) for layer in linears(model).values()):
         raise ValueError("packed weights are not stored: save the model that was packed")
     if any(isinstance(layer.weight, Trained) for layer in linears(model).values()):

@@ -21,7 +21,7 @@ from flax import nnx
 from qlab.activations import Act, act_matmul
 from qlab.kernels import Packed, matmul
 from qlab.kernels import dequantize as unpack
-from qlab.methods.trained import LearnedClip, Trained
+from qlab.methods.trained import LearnedAct, Trained
 from qlab.models.kv import KV, KVCache, over_sequence
 from qlab.qtensor import QTensor, dequantize
 
@@ -98,7 +98,7 @@ class Linear(nnx.Module):
         self,
         weight: Weight,
         bias: jax.Array | None = None,
-        act: Act | LearnedClip | None = None,
+        act: Act | LearnedAct | None = None,
     ):
         self.weight = nnx.data(weight)  # (out, in)
         self.bias = nnx.data(bias)  # (out,) or None
@@ -106,7 +106,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if isinstance(self.weight, Packed):
-            assert not isinstance(self.act, LearnedClip)  # only beside a weight in training
+            assert not isinstance(self.act, LearnedAct)  # only beside a weight in training
             y = matmul(x, self.weight, self.act)
         elif isinstance(self.weight, Trained):
             y = self.weight.product(x, self.act)

@@ -13,6 +13,7 @@ import warnings
 from qlab.activations import Act
 from qlab.kernels import Packed, prepack, unsupported, unsupported_act
 from qlab.methods.trained import Trained
+from qlab.models.checks import check_model
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear, Transformer
 from qlab.qtensor import QTensor
@@ -41,6 +42,7 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
         >>> q = qlab.quantize_model(qlab.load("tiny"), "rtn", "int4_g64")   # doctest: +SKIP
         >>> qlab.generate(qlab.with_kernels(q), "The United States")        # doctest: +SKIP
     """
+    check_model(model)
     stayed: dict[str, str] = {}
 
     def change(path: str, layer: Linear) -> Linear:
