@@ -54,8 +54,7 @@ KINDS = {
     "W4A4": Kind(qlab.SPECS["int4_g64"], "int4_token"),
 }
 # LSQ's own comparison (arXiv 1902.08153, table 1): weights and inputs of equal bits, here with a
-# scale a row of weights and one a sequence of inputs; PACT and LSQ learn one a
-# layer.
+# scale a row of weights and one a sequence of inputs; PACT and LSQ learn one a layer.
 EQUAL_BITS = {
     f"W{b}A{b}, a scale a row": Kind(
         qlab.Spec(qlab.FORMATS[f"INT{b}"]), qlab.Spec(qlab.FORMATS[f"INT{b}"], "tensor")
