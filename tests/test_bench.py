@@ -18,7 +18,8 @@ from qlab.activations import ACTS
 from qlab.evaluation import bench as public
 from qlab.evaluation import steps
 from qlab.evaluation.latency import COLUMNS, GROUPS, Bench, Speed, Speeds
-from qlab.evaluation.roofline import Load, Roof
+from qlab.evaluation.roofline import Load, Roof, decode_load
+from qlab.evaluation.shapes import SHAPES
 from qlab.models.generate import generate_tokens
 from qlab.models.kv import quantize_kv
 from qlab.models.quantize import quantize_model
@@ -79,6 +80,17 @@ def test_a_prompt_reads_out_one_position():
     assert load.bytes == steps.load_of(MODEL, MODEL.caches(1, 20), 1).bytes
 
 
+@pytest.mark.parametrize("model", [MODEL, random_model(OPT_CONFIG)], ids=["llama", "opt"])
+def test_a_shape_predicts_what_its_model_multiplies(model):
+    """The roofline's arithmetic for shapes, beside that of the arrays."""
+    shape, load = steps.shape_of(model), steps.load_of(model, model.caches(3, 20), 1)
+    predicted = decode_load(shape, 32, batch=3, context=20, kv_bits=32)
+    assert predicted.operations == load.operations
+    vectors = sum(leaf.nbytes for leaf in jax.tree.leaves(model.layers) if leaf.ndim == 1)
+    vectors += sum(leaf.nbytes for leaf in jax.tree.leaves(model.norm))
+    assert load.bytes == predicted.bytes + vectors
+
+
 def test_packed_weights_are_counted_packed(packed):
     parts = [layer.weight for layer in linears(packed).values()]
     assert all(p.codes.dtype == jnp.uint8 for p in parts)
@@ -122,7 +134,7 @@ def test_what_is_timed():
         assert row.bytes_per_second == row.decode.bytes * 8
         assert row.decode == steps.load_of(MODEL, MODEL.caches(row.batch, 16), 1)
         assert row.weight_bytes + row.cache_bytes == row.decode.bytes
-        assert row.parameters == LINEARS + TABLE
+        assert row.shape.params == LINEARS + TABLE and row.shape.cached == 2 * 2 * 2 * 16
     assert found.speeds.bandwidth == (4 * 2 * 2**12 / 0.5,) * 2
     assert found.speeds.peaks == {"float32": (2 * 2 * 16**3 / 0.5,) * 2}
     assert (found.context, found.new_tokens, found.rounds) == (12, 4, 2)
@@ -235,7 +247,7 @@ def table(rounds=5):
     slow = (0.04, 0.05, 0.06, 0.05, 0.05)[:rounds]
     fast = tuple(x / 2 for x in slow)
     mixed = tuple(x * f for x, f in zip(slow, (0.9, 1.1, 1.0, 1.05, 0.95)))
-    one = Speed("a", 1, 8, slow, slow, load, load, "float32", 25, 99, 1)
+    one = Speed("a", 1, 8, slow, slow, load, load, "float32", SHAPES["smollm2-135m"], 99, 1)
     rows = (
         one,
         dataclasses.replace(one, batch=16, decode=Load(120e6, 800e6)),

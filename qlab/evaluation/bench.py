@@ -22,7 +22,7 @@ import numpy as np
 from qlab.data import texts
 from qlab.evaluation.latency import Bench, Speed, Speeds
 from qlab.evaluation.scoring import versions
-from qlab.evaluation.steps import load_of, multiplied, read_bytes
+from qlab.evaluation.steps import load_of, multiplied, read_bytes, shape_of
 from qlab.kernels import Packed, support
 from qlab.models.kv import name_of
 from qlab.models.surgery import dense, linears
@@ -291,7 +291,7 @@ def _row(
         prompt=prompt,
         decode=decode,
         products=next(iter(kinds)),
-        parameters=sum(kinds.values()),
+        shape=shape_of(running),
         weight_bytes=weights,
         cache_bytes=round(decode.bytes) - weights,
         notes=tuple(_notes(name, model, running, kinds)),

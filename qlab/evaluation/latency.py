@@ -19,6 +19,7 @@ from typing import Any
 
 from qlab.evaluation.result import escape
 from qlab.evaluation.roofline import Load, Roof
+from qlab.evaluation.shapes import Shape
 from qlab.io.atomic import atomic_file
 from qlab.suggest import counted, near
 
@@ -76,7 +77,7 @@ class Speed:
         step: seconds of a decode step, each round.
         prompt, decode: what the two read and multiply.
         products: dtype that most weights are multiplied in.
-        parameters: of the model; weight_bytes: what it reads of them in a step.
+        shape: of the model. weight_bytes: what a step reads of its weights.
         cache_bytes: of the caches of all sequences, with their room.
         notes: what a reader of its numbers must know.
     """
@@ -89,7 +90,7 @@ class Speed:
     prompt: Load
     decode: Load
     products: str
-    parameters: int
+    shape: Shape
     weight_bytes: int
     cache_bytes: int
     notes: tuple[str, ...] = ()
@@ -346,7 +347,7 @@ def _record(bench: Bench, row: Speed) -> dict[str, Any]:
 def _revived(row: dict[str, Any]) -> Speed:
     loads = {name: Load(**row[name]) for name in ("prompt", "decode")}
     rounds = {name: tuple(row[name]) for name in ("first", "step", "notes")}
-    return Speed(**{**row, **loads, **rounds})
+    return Speed(**{**row, **loads, **rounds, "shape": Shape(**row["shape"])})
 
 
 def _table(bench: Bench) -> Any:

@@ -69,6 +69,14 @@ def _met(shape: Shape) -> float:
     return shape.active - (0 if shape.tied else shape.table)
 
 
+def _read(shape: Shape, tokens: int) -> float:
+    """Weights that so many tokens at once must have read: the head, and every expert that they
+    may wake.
+    """
+    tables = shape.table * (1 if shape.tied else 2)
+    return shape.table + min(shape.params - tables, tokens * (shape.active - tables))
+
+
 def _attention(shape: Shape) -> int:
     """Operations of one query on one key and its value, all layers and heads."""
     return 4 * shape.layers * shape.heads * shape.head_dim
@@ -92,11 +100,9 @@ def decode_load(
         >>> f"{load.bytes / 1e9:.2f} GB, {load.operations / 1e9:.1f} GFLOP"
         '3.99 GB, 15.0 GFLOP'
     """
-    idle = shape.active - _met(shape)
-    read = min(shape.params, batch * shape.active) - idle
     cache = batch * context * shape.cached * kv_bits / 8
     work = batch * (2 * _met(shape) + _attention(shape) * context)
-    return Load(read * bits / 8 + cache, work)
+    return Load(_read(shape, batch) * bits / 8 + cache, work)
 
 
 def prefill_load(
@@ -117,16 +123,14 @@ def prefill_load(
         >>> from qlab.evaluation.shapes import SHAPES
         >>> load = prefill_load(SHAPES["llama-3.1-8b"], 4.25, context=512)
         >>> f"{load.intensity:.0f} operations a byte"
-        '1774 operations a byte'
+        '1780 operations a byte'
     """
-    idle = shape.active - _met(shape)
     tokens = batch * context
-    read = min(shape.params, tokens * shape.active) - idle
     cache = tokens * shape.cached * kv_bits / 8
     body = _met(shape) - shape.table
     pairs = batch * context * (context + 1) / 2
     work = 2 * (tokens * body + batch * shape.table) + _attention(shape) * pairs
-    return Load(read * bits / 8 + cache, work)
+    return Load(_read(shape, tokens) * bits / 8 + cache, work)
 
 
 def crossover(

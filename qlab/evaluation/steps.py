@@ -14,6 +14,7 @@ import jax
 
 from qlab.activations import Act, product
 from qlab.evaluation.roofline import Load
+from qlab.evaluation.shapes import Shape
 from qlab.formats import INT8
 from qlab.kernels import Packed
 from qlab.models.kv import KVCache
@@ -62,6 +63,19 @@ def _kind(layer: Linear) -> str:
     if isinstance(weight, QTensor) and isinstance(act, Act):
         return PRODUCTS[product(weight, act)]
     return "float32"
+
+
+def shape_of(model: Transformer) -> Shape:
+    """A loaded model's shape, of any architecture, as `roofline` counts it."""
+    c = model.config
+    weights = sum(multiplied(model).values())
+    weights += 0 if c.tie_word_embeddings else math.prod(model.embed_tokens.weight.shape)
+    ffn = getattr(c, "intermediate_size", None) or c.ffn_dim
+    return Shape(
+        model.name or "model", c.num_hidden_layers, c.hidden_size, ffn, c.num_attention_heads,
+        c.num_key_value_heads, c.head_dim, c.vocab_size, c.max_position_embeddings,
+        c.tie_word_embeddings, total=weights, active_total=weights, source="its own config",
+    )  # fmt: skip
 
 
 def _room(cache: Any) -> tuple[int, int]:
