@@ -30,7 +30,7 @@ from qlab.stats import Stats, output_error
 if _TYPE_CHECKING:
     from qlab import evaluation, exercises, io, kernels, models, plots, widgets
     from qlab.data import texts
-    from qlab.evaluation import advise, compare, evaluate
+    from qlab.evaluation import advise, bench, compare, evaluate
     from qlab.models import (
         calibrate,
         calibration_batches,
@@ -62,6 +62,7 @@ _LAZY = {
     "texts": "qlab.data",  # the bundled texts
     "evaluate": "qlab.evaluation",  # perplexity, divergence, bars
     "advise": "qlab.evaluation",  # which file for which memory
+    "bench": "qlab.evaluation",  # speed of prompts and decode, beside the machine's own
     "compare": "qlab.evaluation",  # one table of what is comparable
     "models": None,
     "io": None,
@@ -84,6 +85,7 @@ __all__ = [
     "Stats",
     "advise",
     "awq",
+    "bench",
     "bits_per_weight",
     "calibrate",
     "calibration_batches",

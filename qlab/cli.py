@@ -665,6 +665,65 @@ def advise(
     console.print(str(answer), markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def bench(
+    models: Annotated[
+        list[str], typer.Argument(help="Names, folders or files; the first is compared with.")
+    ],
+    spec: Annotated[
+        list[str] | None,
+        typer.Option(help="Quantize the first too, by rounding: a name in qlab.SPECS. Repeatable."),
+    ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Multiply quantized models from packed weights.")
+    ] = False,
+    batch: Annotated[str, typer.Option(help="Sequences at once, as 1 or 1,4,16.")] = "1",
+    context: Annotated[int | None, typer.Option(help="Tokens of every prompt.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="Decode steps of a round.")] = 16,
+    prompt: Annotated[str | None, typer.Option(help="A text; default: a bundled one.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 5,
+    json_file: Json = None,
+) -> None:
+    """Speed of prompts and decode, beside what this machine's memory and products allow.
+
+    Example: qlab bench smollm2-135m --spec int4_g64 --kernels --batch 1,4,16
+    """
+    import qlab
+
+    rows = [_load(name) for name in models]
+    for name in spec or []:
+        rows.append(qlab.quantize_model(rows[0], "rtn", name, progress=console.is_terminal))
+    if kernels:
+        rows = _packed(rows)
+    settings: dict[str, Any] = {"new_tokens": new_tokens, "prompt": prompt, "rounds": rounds}
+    settings["progress"] = console.is_terminal
+    _show(qlab.bench(rows, _numbers("--batch", batch), context, **settings), json_file)
+
+
+def _packed(models: list[Any]) -> list[Any]:
+    """Quantized models with packed weights, the others as they are."""
+    import qlab
+    from qlab.models.surgery import linears
+    from qlab.qtensor import QTensor
+
+    def quantized(model: Any) -> bool:
+        return any(isinstance(layer.weight, QTensor) for layer in linears(model).values())
+
+    if not any(map(quantized, models)):
+        names = ", ".join(model.name for model in models)
+        raise ValueError(f"--kernels packs quantized models, and {names} is not: --spec int4_g64")
+    return [qlab.with_kernels(model) if quantized(model) else model for model in models]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """`1,4,16` as whole numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        said = f"{option} {text!r} is not a number, or several with commas such as 1,4,16"
+        raise ValueError(said) from None
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def lab(
     arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to JupyterLab.")] = None,

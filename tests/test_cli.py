@@ -14,7 +14,7 @@ from qlab.formats import INT4
 from tests.models_for_tests import random_model
 
 COMMANDS = ["demo", "evaluate", "compare", "quantize", "imatrix", "inspect", "explain", "lab"]
-COMMANDS += ["figures", "advise", "qat"]
+COMMANDS += ["figures", "advise", "qat", "bench"]
 
 
 def said(capsys, *arguments):
@@ -69,6 +69,12 @@ def test_advise(capsys):
         (["advise", "70B", "--memory", "lots"], ["lots", "24 GB"]),
         (["advise", "llama-3.1-70", "--memory", "9"], ["llama-3.1-70b", "70B"]),
         (["advise", "70B", "--memory", "9", "--task", "maths"], ["maths", "math"]),
+        (["bench", "tyni"], ["tyni", "tiny"]),
+        (["bench", "tiny", "--batch", "1,four"], ["1,four", "1,4,16"]),
+        (["bench", "tiny", "--batch", "1,0"], ["batch 0 is less than 1"]),
+        (["bench", "tiny", "--context", "300"], ["300", "256", "tiny"]),
+        (["bench", "tiny", "--kernels"], ["tiny", "--spec int4_g64"]),
+        (["bench", "tiny", "--spec", "int4_g65"], ["int4_g65", "int4_g64"]),
         (["inspect", "no_such_file.gguf"], ["no_such_file.gguf"]),
         (["inspect", "tiny", "--plan", "Q4_KM"], ["Q4_KM", "Q4_K_M"]),
         (["quantize", "tiny", "-o", "x"], ["--spec", "--to"]),
@@ -123,6 +129,21 @@ def test_quantize_inspect_evaluate_compare(tmp_path, capsys):
     code, out, err = said(capsys, "evaluate", "tiny", "--tokens", "512", "--context", "128",
                           "--json", str(b))  # fmt: skip
     assert said(capsys, "compare", str(a), str(b))[0] == 2
+
+
+def test_bench_writes_what_it_measured(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    few = ["--context", "8", "--new-tokens", "2", "--rounds", "1", "--json", str(file)]
+    arguments = ["bench", "tiny", "--spec", "int4_g64", "--kernels", "--batch", "1,2", *few]
+    code, out, err = said(capsys, *arguments)
+    assert code == 0 and "tiny rtn int4_g64, kernels" in out and "of roof" in out, err
+    found = qlab.evaluation.Bench.from_dict(json.loads(file.read_text()))
+    assert [(row.model, row.batch) for row in found.rows] == [
+        ("tiny", 1), ("tiny", 2), ("tiny rtn int4_g64, kernels", 1),
+        ("tiny rtn int4_g64, kernels", 2),
+    ]  # fmt: skip
+    assert found.context == 8 and found.rows[2].weight_bytes < found.rows[0].weight_bytes
+    assert all(len(row.step) == 1 and row.step[0] > 0 for row in found.rows)
 
 
 def test_a_file_is_a_text(tmp_path, capsys):

@@ -733,7 +733,7 @@ def test_a_widget_refuses_what_is_no_model():
 # ---- what a widget does not know
 
 
-WITHOUT_MODEL = ("formats", "calibration", "advisor", "size_quality")
+WITHOUT_MODEL = ("formats", "calibration", "advisor", "size_quality", "roofline")
 
 
 def made(name, source, quantized_tiny, **chosen):

@@ -8,6 +8,7 @@ when the first picture is drawn.
 from qlab.plots.bars import paired_bars
 from qlab.plots.grids import grid_study, weights_on_grid
 from qlab.plots.kv import kv_channels, kv_losses
+from qlab.plots.latency import latency
 from qlab.plots.layers import layer_losses
 from qlab.plots.quality import continuations, size_quality
 from qlab.plots.style import COLOURS, png, save
@@ -19,6 +20,7 @@ __all__ = [
     "grid_study",
     "kv_channels",
     "kv_losses",
+    "latency",
     "layer_losses",
     "paired_bars",
     "png",

@@ -15,6 +15,7 @@ from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.qat_live import qat_live
 from qlab.widgets.report import report
+from qlab.widgets.roofline import roofline
 from qlab.widgets.size_quality import size_quality
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source
@@ -33,6 +34,7 @@ __all__ = [
     "hqq_steps",
     "qat_live",
     "report",
+    "roofline",
     "size_quality",
     "smoothquant",
     "superblock",

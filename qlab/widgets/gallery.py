@@ -23,6 +23,7 @@ from qlab.widgets.gptq_steps import gptq_steps
 from qlab.widgets.hqq_steps import hqq_steps
 from qlab.widgets.qat_live import qat_live
 from qlab.widgets.report import report
+from qlab.widgets.roofline import roofline
 from qlab.widgets.size_quality import size_quality
 from qlab.widgets.smoothquant import smoothquant
 from qlab.widgets.source import Source, source_of
@@ -96,6 +97,11 @@ WIDGETS = {
         lambda source, lang: advisor(None, lang),
         "Which file to download: every one against your memory, with context, speed and loss.",
     ),
+    "roofline": (
+        lambda source, lang: roofline(None, lang),
+        "Why few bits make decode faster, until when, and why not prompts: bytes over bandwidth "
+        "against products over FLOP/s.",
+    ),
 }
 ARGUMENTS = {
     "formats": "",
@@ -103,6 +109,7 @@ ARGUMENTS = {
     "size_quality": "",
     "report": "q",
     "advisor": "",
+    "roofline": "",
 }  # of those that do not take the model itself
 SCALE = 0.5  # of a thumbnail
 

@@ -221,6 +221,27 @@ def test_advisor(lab):
     notebook.close()
 
 
+BENCH = "qlab.bench(model, [1, 4], 8, new_tokens=2, rounds=1, progress=False)"
+
+
+def test_roofline(lab):
+    notebook = opened(lab, "roofline", f"widgets.roofline({BENCH}, machine='H100', bits=4.25)")
+    both_themes(notebook, "qlab-roofline")
+    moves = [("batch", "ArrowRight", 8), ("batch", "ArrowLeft", 4), ("bits a weight", "ArrowUp", 2)]
+    moves += [("context", "ArrowRight", 4), ("parameters", "ArrowRight", 2)]
+    measured(notebook, "qlab-roofline", moves)
+    page = notebook.page
+    page.locator(".qlab-roofline select").first.select_option("RTX 4090")
+    page.wait_for_selector(".qlab-roofline svg[aria-label*='; RTX 4090, ']")
+    notebook.handle("qlab-roofline", "bandwidth").focus()
+    notebook.press("qlab-roofline", "ArrowRight")  # nobody's machine now
+    assert "; own, " in notebook.label("qlab-roofline")
+    page.locator(".qlab-roofline select").first.select_option("measured here")
+    page.wait_for_selector(".qlab-roofline svg[aria-label*='measured, of the peak: tiny × 1']")
+    both_themes(notebook, "qlab-roofline", "measured")
+    notebook.close()
+
+
 def test_hqq_steps(lab):
     notebook = opened(lab, "hqq_steps", "widgets.hqq_steps(model)")
     both_themes(notebook, "qlab-hqq_steps")

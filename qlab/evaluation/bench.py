@@ -1,0 +1,345 @@
+"""`bench`: how fast a model reads a prompt and writes tokens, beside what its machine could do.
+
+Timed is what `generate` runs: blocks one after another, a cache, the likeliest token. Prompt and
+decode are timed apart. Rounds go through all rows in turn, forwards and backwards, and through the
+machine's own memory and multiplication, so that whatever else it does meets all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qlab.data import texts
+from qlab.evaluation.latency import Bench, Speed, Speeds
+from qlab.evaluation.scoring import versions
+from qlab.evaluation.steps import load_of, multiplied, read_bytes, shape_of
+from qlab.kernels import Packed, support
+from qlab.models.kv import name_of
+from qlab.models.surgery import dense, linears
+from qlab.models.transformer import Transformer
+from qlab.qtensor import QTensor, bits_per_weight
+from qlab.suggest import counted
+
+Clock = Callable[[], float]
+CONTEXT = 128  # tokens of a prompt, unless said or too many for a model
+COPIED = {"cpu": 2**28, "": 2**30}  # bytes of the array that is scaled: beyond any cache
+SQUARE = {"cpu": 1536, "": 8192}  # rows of the matrices that are multiplied
+
+
+def bench(
+    models: Transformer | Sequence[Transformer] | Mapping[str, Transformer],
+    batch: int | Iterable[int] = 1,
+    context: int | None = None,
+    *,
+    new_tokens: int = 16,
+    prompt: str | None = None,
+    rounds: int = 5,
+    progress: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Bench:
+    """Times prompts and decode of models, and says how near they come to the machine's limits.
+
+    A step must read its weights and cache, and multiply: `bytes / bandwidth` and `operations /
+    peak`, whichever is longer, is the roof. Both speeds of the machine are measured in the same
+    rounds. A sweep over batches shows from where on fewer bits no longer help.
+
+    Args:
+        models: one, several, or names with models; the first is what the others are compared with.
+            Any that qlab runs: float, quantized (its QTensors are dequantized once, as `generate`
+            does, and the notes say what is then read), `with_kernels`, quantized KV caches.
+        batch: sequences at once, one number or several.
+        context: tokens of every prompt; None: the prompt's, or 128, or what a model has room for.
+        new_tokens: decode steps of a round.
+        prompt: a text whose tokens are repeated, or cut, to `context`; None: a bundled text.
+        rounds: how often everything is timed, after one that compiles.
+        progress: show a bar.
+        clock: seconds; tests have their own.
+
+    Returns:
+        a table with `.figure()`, `.to_json()` and `.save(path)`; `found[name, batch]` is a row.
+
+    Raises:
+        ValueError: a name in place of a model; context and new tokens beyond a model's positions; a
+            batch, context, round or step below 1; a prompt for a model without tokenizer.
+
+    Example:
+        >>> model = qlab.load("tiny")                                        # doctest: +SKIP
+        >>> q = qlab.quantize_model(model, "rtn", "int4_g64")                # doctest: +SKIP
+        >>> qlab.bench([model, qlab.with_kernels(q)], batch=[1, 4, 16, 64])  # doctest: +SKIP
+
+    Source: the roofline, Williams et al. 2009, doi 10.1145/1498765.1498785.
+    """
+    named = _named(models)
+    batches = [batch] if isinstance(batch, int | np.integer) else list(batch)
+    counts = {"new_tokens": [new_tokens], "rounds": [rounds], "batch": batches}
+    for what, values in counts.items():
+        _check(what, values)
+    context = _context(named, context, prompt, new_tokens)
+    running = {name: dense(model) for name, model in named.items()}
+    runs = {
+        (name, n): partial(_once, running[name], _prompt(model, prompt, n, context), new_tokens)
+        for name, model in named.items()
+        for n in batches
+    }
+    kinds = [dtype for model in running.values() for dtype in multiplied(model)]
+    machine = _machine(list(dict.fromkeys(kinds)))
+    found = _measure({**machine, **runs}, rounds, clock, progress)
+    rows = [
+        _row(named[name], running[name], name, n, context, new_tokens, found[name, n])
+        for name, n in runs
+    ]
+    peaks = {dtype: tuple(found[dtype]) for dtype in machine if dtype != "memory"}
+    return Bench(
+        tuple(rows),
+        Speeds(tuple(found["memory"]), peaks),
+        context,
+        new_tokens,
+        rounds,
+        _device(),
+        _cores(),
+        os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        versions(),
+    )
+
+
+# ---- what is asked -------------------------------------------------------------------------------
+
+
+def _named(models: Any) -> dict[str, Transformer]:
+    """Models by the names of their rows, which differ."""
+    if isinstance(models, Mapping):
+        named = dict(models)
+    else:
+        several = [models] if isinstance(models, str | Transformer) else list(models)
+        named = {}
+        for model in several:
+            name = _called(model)
+            again = sum(known.partition(" (")[0] == name for known in named)
+            named[f"{name} ({again + 1})" if again else name] = model
+    for model in named.values():
+        if not isinstance(model, Transformer):
+            load = f"; give qlab.load({model!r})" if isinstance(model, str) else ""
+            raise ValueError(f"bench takes models, not {model!r:.60}{load}")
+    if not named:
+        raise ValueError("no models to time")
+    return named
+
+
+def _called(model: Any) -> str:
+    """A model's name, with what the name does not say: packed weights, a quantized cache."""
+    if not isinstance(model, Transformer):
+        return str(model)
+    weights = [layer.weight for layer in linears(model).values()]
+    packed = {f"kernels {w.dtype or ''}".strip() for w in weights if isinstance(w, Packed)}
+    cache = [] if model.kv is None else [name_of(model.kv)]
+    return ", ".join([model.name or "model", *sorted(packed), *cache])
+
+
+def _check(what: str, values: Sequence[Any]) -> None:
+    if not values:
+        raise ValueError(f"no {what} to time")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ValueError(f"{what} {value!r:.40} is no whole number")
+        if value < 1:
+            raise ValueError(f"{what} {value} is less than 1")
+
+
+def _context(
+    named: Mapping[str, Transformer], context: int | None, prompt: str | None, new_tokens: int
+) -> int:
+    """Tokens of every prompt: as asked, the prompt's own, or what there is room for."""
+    most = {name: model.config.max_position_embeddings for name, model in named.items()}
+    if context is None and prompt is not None:
+        context = max(len(_ids(model, prompt)) for model in named.values())
+    elif context is None:
+        context = max(1, min(CONTEXT, min(most.values()) - new_tokens))
+    _check("context", [context])
+    for name, positions in most.items():
+        if context + new_tokens > positions:
+            raise ValueError(
+                f"a context of {context} and {counted(new_tokens, 'new token')} are more than the "
+                f"{positions} positions of {name!r}"
+            )
+    return context
+
+
+def _ids(model: Transformer, prompt: str) -> list[int]:
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name!r} has no tokenizer, so a prompt means nothing to it")
+    ids = model.tokenizer.encode(prompt, special=True)
+    if not ids:
+        raise ValueError("the prompt is empty")
+    return ids
+
+
+def _prompt(model: Transformer, prompt: str | None, batch: int, context: int) -> jax.Array:
+    """The same (batch, context) tokens for every sequence, repeated or cut."""
+    if prompt is None and model.tokenizer is None:
+        ids = list(range(model.config.vocab_size))
+    else:
+        ids = _ids(model, texts("english")[: 8 * context] if prompt is None else prompt)
+    return jnp.tile(jnp.asarray(np.resize(ids, context), jnp.int32), (batch, 1))
+
+
+# ---- what is timed -------------------------------------------------------------------------------
+
+
+def _once(
+    model: Transformer, tokens: jax.Array, new_tokens: int, clock: Clock
+) -> tuple[float, float]:
+    """Seconds to the first token, and of a decode step."""
+    batch, context = tokens.shape
+    caches = jax.block_until_ready(model.caches(batch, context + new_tokens))
+    begin = clock()
+    last, caches = _step(model, tokens, 0, caches)
+    first = clock() - begin
+    begin = clock()
+    for i in range(new_tokens):
+        last, caches = _step(model, last, context + i, caches)
+    return first, (clock() - begin) / new_tokens
+
+
+def _step(model: Transformer, tokens: jax.Array, start: int, caches: list[Any]):
+    """The likeliest next tokens, (batch, 1), and the new caches."""
+    hidden, caches = model.step(tokens, jnp.int32(start), caches)
+    return jax.block_until_ready(jnp.argmax(model.logits(hidden[:, -1:]), axis=-1)), caches
+
+
+def _machine(dtypes: Sequence[str]) -> dict[str, Callable[[Clock], float]]:
+    """What the machine itself is asked in every round: its memory, its products by dtype."""
+    backend = jax.default_backend()
+    size = COPIED.get(backend, COPIED[""]) // 4
+    held = [jnp.ones(size, jnp.float32)]
+    negated = jax.jit(lambda x: -x, donate_argnums=0)  # in place: no new pages are asked for
+
+    def memory(clock: Clock, again: int = 4) -> float:
+        begin = clock()
+        for _ in range(again):
+            held[0] = negated(held[0])
+        jax.block_until_ready(held[0])
+        return again * 2 * 4 * size / (clock() - begin)
+
+    n = SQUARE.get(backend, SQUARE[""])
+    return {"memory": memory, **{dtype: _products(dtype, n) for dtype in dtypes}}
+
+
+def _products(dtype: str, n: int) -> Callable[[Clock], float]:
+    """Operations a second of an (n, n) product, as the models ask for it."""
+    numbers = jax.random.normal(jax.random.key(0), (n, n))
+    square = (40 * numbers if dtype == "int8" else numbers).astype(dtype)
+    summed = jnp.int32 if dtype == "int8" else jnp.float32
+    exact = jax.lax.Precision.HIGHEST if dtype == "float32" else None
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=exact, preferred_element_type=summed))
+
+    def timed(clock: Clock, again: int = 2) -> float:
+        begin = clock()
+        jax.block_until_ready([product(square) for _ in range(again)])
+        return again * 2 * n**3 / (clock() - begin)
+
+    return timed
+
+
+def _measure(cells: Mapping[Any, Callable], rounds: int, clock: Clock, progress: bool) -> dict:
+    """What every cell gave in every round; one more comes first, to compile."""
+    from tqdm.auto import tqdm
+
+    found: dict[Any, list] = {key: [] for key in cells}
+    total = (rounds + 1) * len(cells)
+    with tqdm(total=total, desc="bench", disable=not progress, leave=False) as bar:
+        for i in range(-1, rounds):
+            for key in list(cells)[:: 1 if i % 2 else -1]:
+                value = cells[key](clock=clock)
+                if i >= 0:
+                    found[key].append(value)
+                bar.update()
+    return found
+
+
+# ---- what is told --------------------------------------------------------------------------------
+
+
+def _row(
+    model: Transformer,
+    running: Transformer,
+    name: str,
+    batch: int,
+    context: int,
+    new_tokens: int,
+    timed: list[tuple[float, float]],
+) -> Speed:
+    caches = jax.eval_shape(lambda: running.caches(batch, context + new_tokens))
+    first, step = zip(*timed)
+    prompt, decode = (load_of(running, caches, tokens) for tokens in (context, 1))
+    kinds, weights = multiplied(running), read_bytes(running)
+    return Speed(
+        model=name,
+        batch=batch,
+        context=context,
+        first=first,
+        step=step,
+        prompt=prompt,
+        decode=decode,
+        products=next(iter(kinds)),
+        shape=shape_of(running),
+        weight_bytes=weights,
+        cache_bytes=round(decode.bytes) - weights,
+        notes=tuple(_notes(name, model, running, kinds)),
+    )
+
+
+def _notes(name: str, model: Transformer, running: Transformer, kinds: dict[str, int]):
+    """What the numbers of a model do not say themselves."""
+    weights = [layer.weight for layer in linears(running).values()]
+    packed = any(isinstance(w, Packed) for w in weights)
+    unpacked = [
+        old.weight
+        for old, new in zip(linears(model).values(), weights)
+        if isinstance(old.weight, QTensor) and isinstance(new, jax.Array)
+    ]
+    if unpacked:
+        bits = bits_per_weight(unpacked[0])
+        yield (
+            f"{name}: QTensors ({bits:.4g} bits a weight in {counted(len(unpacked), 'linear')}) "
+            "are dequantized once, so a step reads float32; qlab.with_kernels keeps them packed."
+        )
+    if packed and support()["w4a16"] != "Pallas kernel":
+        yield (
+            f"{name}: packed weights are unpacked by XLA before each product on this "
+            f"{jax.default_backend()}; what that moves is not counted."
+        )
+    head = running.lm_head.weight if running.lm_head is not None else running.embed_tokens.weight
+    if packed and isinstance(head, jax.Array):
+        share = head.nbytes / read_bytes(running)
+        yield f"{name}: the head is {head.dtype} and {share:.0%} of the weights' bytes."
+    if len(kinds) > 1:
+        parts = ", ".join(f"{dtype} {n / sum(kinds.values()):.0%}" for dtype, n in kinds.items())
+        yield f"{name}: products by weights: {parts}; its roof is that of the first."
+    if model.kv is not None:
+        yield f"{name}: a step decodes the whole quantized cache to float32, seen or not."
+
+
+def _device() -> str:
+    """What the models ran on."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.platform} ({device.device_kind})"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="ignore").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"cpu ({named[0] if named else platform.processor() or platform.machine()})"
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
