@@ -84,3 +84,11 @@ def gpu_params(**how: Any) -> Any:
     if hasattr(plgpu.CompilerParams(), "lowering_semantics"):
         how["lowering_semantics"] = plgpu.LoweringSemantics.Warpgroup
     return plgpu.CompilerParams(**how)
+
+
+def transposed(ref: Any) -> Any:
+    """A reference with its two axes exchanged: before 0.12 a function makes it, since a method."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    old = getattr(plgpu, "transpose_ref", None)
+    return old(ref, (1, 0)) if old else ref.transpose((1, 0))

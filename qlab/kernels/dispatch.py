@@ -20,11 +20,11 @@ from qlab.kernels.tilings import GpuTile, Tile
 # op -> the platforms that have a kernel of ours; all others run the reference, compiled by XLA.
 KERNELS: dict[str, tuple[str, ...]] = {
     "w4a16": ("tpu",),
-    "w8a8": ("tpu",),
-    "fp8": ("tpu",),
+    "w8a8": ("tpu", "cuda"),
+    "fp8": ("tpu", "cuda"),
     "q4_k": ("tpu",),
     "dequantize": ("tpu",),
-    "quantize_activations": ("tpu",),
+    "quantize_activations": ("tpu", "cuda"),
 }
 
 
