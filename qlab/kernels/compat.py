@@ -92,3 +92,38 @@ def transposed(ref: Any) -> Any:
 
     old = getattr(plgpu, "transpose_ref", None)
     return old(ref, (1, 0)) if old else ref.transpose((1, 0))
+
+
+def ieee_divide(a: jax.Array, b: jax.Array, layout: Any) -> jax.Array:
+    """a / b as IEEE rounds it, inside of a GPU kernel. Plain `/` becomes PTX's `div.full`, which
+    may be two steps off, as everywhere in XLA on a GPU; so the instruction is written out.
+
+    Args:
+        a: float32.
+        b: float32 of that shape.
+        layout: how both lie in registers.
+    """
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import llvm, vector
+
+    def one(a: Any, b: Any) -> Any:
+        return llvm.inline_asm(ir.F32Type.get(), [a, b], "div.rn.f32 $0, $1, $2;", "=f,f,f")
+
+    def each(a: Any, b: Any) -> Any:
+        """A register holds one number or a vector of them."""
+        if not isinstance(a.type, ir.VectorType):
+            return one(a, b)
+        whole = llvm.mlir_undef(a.type)
+        for i in range(ir.VectorType(a.type).shape[0]):
+            parts = (vector.extract(x, dynamic_position=[], static_position=[i]) for x in (a, b))
+            whole = vector.insert(one(*parts), whole, dynamic_position=[], static_position=[i])
+        return whole
+
+    result = plgpu.ShapeDtypeStruct(a.shape, a.dtype, layout)
+
+    @plgpu.inline_mgpu(arg_types=(layout, layout), return_type=result)
+    def divide(_: Any, a: Any, b: Any) -> Any:
+        return a._pointwise(each, b)
+
+    return divide(*(plgpu.layout_cast(x, layout) for x in (a, b)))

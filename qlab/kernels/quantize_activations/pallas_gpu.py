@@ -7,6 +7,8 @@ each a row of the tile. What is written is the reference's, bit for bit.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,30 @@ CHUNK = 4096  # numbers of a row that are in registers at once, 32 a thread
 THREADS = 128
 MOST = 32768  # of a row: with float32 inputs 160 KB of shared memory
 BLOCKS = 64  # of 128 inputs, that a thread block rounds
+
+
+Divide = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def divide_with(interpret: Any, by_row: bool) -> Divide:
+    """IEEE's quotient of two arrays in registers.
+
+    Args:
+        interpret: parameters of the interpreter, where XLA divides, or False.
+        by_row: whether four threads share a row, or all threads take turns.
+    """
+    if interpret:
+        return divide
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    def run(a: jax.Array, b: jax.Array) -> jax.Array:
+        if by_row:
+            rows = plgpu.Layout.WGMMA
+            return compat.ieee_divide(a, b, rows if a.ndim == 2 else rows.reduce(1))
+        together = math.gcd(a.size // THREADS, 4)  # of int8, one store of 32 bits
+        return compat.ieee_divide(a, b, plgpu.Layout.WG_STRIDED(a.shape, together))
+
+    return run
 
 
 def unsupported(inner: int, spec: Spec) -> str | None:
@@ -75,7 +101,7 @@ def _tokens(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
         x = jnp.pad(x, ((0, 0), (0, chunks * chunk - x.shape[1]), (0, 0)))
     held = (chunks, chunk, width)
     codes, scale = _run(
-        partial(_row, spec.format, held),
+        partial(_row, spec.format, divide_with(interpret, False)),
         x,
         tokens,
         spec.format,
@@ -91,11 +117,18 @@ def _tokens(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
 
 
 def _row(
-    format: Format, held: tuple, x: Any, codes: Any, scales: Any, row: Any, kept: Any, loaded: Any
+    format: Format,
+    divide: Divide,
+    x: Any,
+    codes: Any,
+    scales: Any,
+    row: Any,
+    kept: Any,
+    loaded: Any,
 ) -> None:
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    token, (chunks, lines, _) = jax.lax.axis_index("block"), held
+    token, (chunks, lines, width) = jax.lax.axis_index("block"), row.shape
 
     def read(i: Any, _: None) -> None:
         plgpu.copy_gmem_to_smem(x.at[token, pl.ds(i * lines, lines)], row.at[i], loaded)
@@ -104,7 +137,8 @@ def _row(
         return jnp.maximum(most, jnp.max(jnp.abs(row[i].astype(jnp.float32))))
 
     def round_and_write(i: Any, scale: jax.Array) -> jax.Array:
-        kept[i] = rounded(row[i].astype(jnp.float32), scale, format)
+        over = jnp.broadcast_to(scale, (lines, width))
+        kept[i] = rounded(row[i].astype(jnp.float32), over, format, divide)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(kept.at[i], codes.at[token, pl.ds(i * lines, lines)])
         return scale
@@ -112,7 +146,8 @@ def _row(
     jax.lax.fori_loop(0, chunks, read, None)
     plgpu.barrier_wait(loaded)
     most = jax.lax.fori_loop(0, chunks, largest, jnp.float32(0))
-    scale = divide(most, jnp.float32(format.max))
+    each = jnp.broadcast_to(most, (THREADS,))  # every thread divides, and all agree
+    scale = jnp.max(divide(each, jnp.full_like(each, format.max)))
     jax.lax.fori_loop(0, chunks, round_and_write, scale)
     scales[token] = scale
     plgpu.wait_smem_to_gmem(0)
@@ -131,7 +166,7 @@ def _blocks(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
         x = jnp.pad(x, ((0, -count % BLOCKS), (0, 0)))
     tile = (BLOCKS, spec.block)
     codes, scale = _run(
-        partial(_tile, spec.format, bool(interpret)),
+        partial(_tile, spec.format, divide_with(interpret, True)),
         x,
         len(x),
         spec.format,
@@ -149,7 +184,7 @@ def _blocks(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
 
 def _tile(
     format: Format,
-    interpreted: bool,
+    divide: Divide,
     x: Any,
     codes: Any,
     scales: Any,
@@ -164,10 +199,10 @@ def _tile(
     plgpu.copy_gmem_to_smem(x.at[at], rows, loaded)
     plgpu.barrier_wait(loaded)
     values = rows[...].astype(jnp.float32)
-    if not interpreted:  # four threads share a row, which two shuffles reduce
-        values = plgpu.layout_cast(values, plgpu.Layout.WGMMA)
-    scale = divide(jnp.max(jnp.abs(values), axis=1), jnp.float32(format.max))
-    kept[...] = rounded(values, jax.lax.broadcast_in_dim(scale, values.shape, (0,)), format)
+    most = jnp.max(jnp.abs(values), axis=1)
+    scale = divide(most, jnp.full_like(most, format.max))
+    over = jax.lax.broadcast_in_dim(scale, values.shape, (0,))
+    kept[...] = rounded(values, over, format, divide)
     held[...] = scale
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(kept, codes.at[at])
