@@ -11,12 +11,13 @@ from qlab.kernels.matmul import matmul, unsupported_act
 from qlab.kernels.packed import Packed, prepack, unsupported
 from qlab.kernels.q4_k.api import q4_k
 from qlab.kernels.quantize_activations.api import quantize_activations
-from qlab.kernels.tilings import TILINGS, Tile
+from qlab.kernels.tilings import TILINGS, GpuTile, Tile
 from qlab.kernels.w4a16.api import w4a16
 from qlab.kernels.w8a8.api import w8a8
 
 __all__ = [
     "TILINGS",
+    "GpuTile",
     "Packed",
     "Tile",
     "dequantize",

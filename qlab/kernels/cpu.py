@@ -99,6 +99,8 @@ _tiled = functools.cache(tiled)  # one function an op, so that it is compiled on
 def ways(op: Product, x: jax.Array, p: Packed) -> dict[str, Product]:
     """The formulations of a reference that compute this product, by name."""
     found: dict[str, Product] = {"whole": op}
+    if p.turned:
+        return found
     if p.shape[0] % TILE == 0 and p.shape[0] > TILE:
         found["tiles"] = _tiled(op)
     if op is reference.w4a16 and integers(p.format):

@@ -2,7 +2,7 @@
 
 `jax.lax.platform_dependent` decides at lowering, so a program exported or compiled ahead of time
 for another machine gets that machine's kernel. `support` says what an op has. A kernel for GPUs is
-one more argument: `choose(…, cuda=pallas_gpu.op)`, and its name in KERNELS.
+two more arguments: `choose(…, cuda=pallas_gpu.op, gpu_tile=…)`, and its name in KERNELS.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 import jax
 
-from qlab.kernels import tilings
+from qlab.kernels import compat, tilings
 from qlab.kernels.packed import SUPER, Packed
-from qlab.kernels.tilings import Tile
+from qlab.kernels.tilings import GpuTile, Tile
 
 # op -> the platforms that have a kernel of ours; all others run the reference, compiled by XLA.
 KERNELS: dict[str, tuple[str, ...]] = {
     "w4a16": ("tpu",),
-    "w8a8": ("tpu",),
-    "fp8": ("tpu",),
+    "w8a8": ("tpu", "cuda"),
+    "fp8": ("tpu", "cuda"),
     "q4_k": ("tpu",),
     "dequantize": ("tpu",),
-    "quantize_activations": ("tpu",),
+    "quantize_activations": ("tpu", "cuda"),
 }
 
 
@@ -51,6 +51,7 @@ def choose(
     cuda: Callable[..., Any] | None = None,
     cpu: Callable[..., Any] | None = None,
     tile: Tile | None = None,
+    gpu_tile: GpuTile | None = None,
     interpret: Any = None,
     **static: Any,
 ) -> Any:
@@ -60,39 +61,48 @@ def choose(
         *operands: arrays and Packed.
         default: the reference; takes `static`.
         tpu: the TPU's kernel; takes `static` and, if it has one, `tile`.
-        cuda: the GPU's kernel; takes `static` and brings its own tiles. None: the reference.
+        cuda: the GPU's kernel; takes `static` and, if it has one, `tile`. None: the reference.
         cpu: what a CPU runs instead of the reference; takes `static`.
         tile: of the TPU's kernel.
-        interpret: not None: the TPU's kernel, interpreted so.
+        gpu_tile: of the GPU's kernel.
+        interpret: not None: a kernel, interpreted so: the GPU's where these are the parameters of
+            the GPU's interpreter (`compat.gpu_interpret`), else the TPU's.
         **static: what else the op needs, hashable.
+
+    Raises:
+        ValueError: the GPU's kernel is to be interpreted, and there is none.
     """
+    if compat.for_gpu(interpret) and cuda is None:
+        raise ValueError("this op has no GPU kernel to interpret: see qlab.kernels.support('cuda')")
     branches = {"default": default, "tpu": tpu, "cuda": cuda, "cpu": cpu}
     named = tuple((platform, f) for platform, f in branches.items() if f is not None)
+    tiles = (("tpu", tile), ("cuda", gpu_tile))
     return _run(
-        *operands, named=named, tile=tile, interpret=interpret, static=tuple(static.items())
+        *operands, named=named, tiles=tiles, interpret=interpret, static=tuple(static.items())
     )
 
 
-@partial(jax.jit, static_argnames=("named", "tile", "interpret", "static"))
-def _run(*operands: Any, named: tuple, tile: Tile | None, interpret: Any, static: tuple) -> Any:
+@partial(jax.jit, static_argnames=("named", "tiles", "interpret", "static"))
+def _run(*operands: Any, named: tuple, tiles: tuple, interpret: Any, static: tuple) -> Any:
     """Compiled once a shape, so that a call from outside of `jit` does not trace anew."""
-    branches, how = dict(named), dict(static)
-    tiled = how if tile is None else {**how, "tile": tile}
-    kernel = partial(branches.pop("tpu"), **tiled)
+    how = {platform: {"tile": tile} for platform, tile in tiles if tile is not None}
+    ready = {platform: partial(f, **dict(static), **how.get(platform, {})) for platform, f in named}
     if interpret is not None:
+        kernel = ready["cuda" if compat.for_gpu(interpret) else "tpu"]
         return kernel(*operands, interpret=interpret)
-    ready = {platform: partial(f, **how) for platform, f in branches.items()}
-    return jax.lax.platform_dependent(*operands, tpu=kernel, **ready)
+    return jax.lax.platform_dependent(*operands, **ready)
 
 
 def tile_of(
-    op: str, p: Packed, tokens: int, tiling: Tile | None, interpret: Any = None
+    op: str, p: Packed, tokens: int, tiling: Tile | GpuTile | None, interpret: Any = None
 ) -> Tile | None:
-    """The tile of a call, from the table unless given; None, said once, where no tile fits.
+    """The TPU's tile of a call, from the table unless given; None, said once, where no tile fits.
 
     Raises:
         ValueError: no tile fits, and one was given or the kernel is to be interpreted.
     """
+    tiling = tiling if isinstance(tiling, Tile) else None
+    interpret = None if compat.for_gpu(interpret) else interpret
     (out, inner), group = p.shape, max(p.group, SUPER if p.layout == "q4_k" else 1)
     tile = tilings.fit(tiling or tilings.find(tokens), tokens, out, inner, group)
     if tile is not None:
@@ -102,3 +112,48 @@ def tile_of(
         raise ValueError(sentence)
     tilings.say_once(sentence + "; the reference runs")
     return None
+
+
+def gpu_tile_of(
+    op: str,
+    fit: Callable[[GpuTile], GpuTile | str],
+    tokens: int,
+    tiling: Tile | GpuTile | None,
+    interpret: Any = None,
+    bits: int = 4,
+) -> GpuTile | None:
+    """The GPU's tile of a call, from the table unless given; None where the kernel cannot run,
+    which is said once where this process computes on a GPU.
+
+    Args:
+        op: its name.
+        fit: cuts a tile to the matrix, or says in a clause why the kernel does not take the call.
+        tokens: of the inputs.
+        tiling: a GpuTile is taken instead of the table's.
+        interpret: as `choose` takes it.
+        bits: of a weight, 4 or 8: which rows of the table.
+
+    Raises:
+        ValueError: the kernel cannot run, and a GpuTile was given or it is to be interpreted.
+    """
+    given = tiling if isinstance(tiling, GpuTile) else None
+    asked = given is not None or compat.for_gpu(interpret)
+    found = fit(given or tilings.find_gpu(tokens, bits=bits))
+    if isinstance(found, GpuTile) and not asked and jax.default_backend() == "gpu":
+        found = _not_hopper() or found
+    if isinstance(found, GpuTile):
+        return found
+    if asked:
+        raise ValueError(f"{op}: {found}")
+    if jax.default_backend() == "gpu":
+        tilings.say_once(f"{op}: {found}; the reference runs")
+    return None
+
+
+def _not_hopper() -> str | None:
+    """Why this process' GPU does not run the kernels: they multiply with Hopper's instructions."""
+    device = jax.devices("gpu")[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    if capability.startswith("9."):
+        return None
+    return f"kernels are for compute capability 9.0, {device.device_kind} has {capability}"

@@ -4,6 +4,7 @@
 
 Weights are (out, in) everywhere else; here they lie (in, out), because a kernel's tile then holds
 a group of inputs along its rows and one scale row serves it. `prepack` turns once, `matmul` reads.
+The exception is `turned`: a GPU multiplies bytes only along rows of inputs.
 Not here: what a tile is (`tilings`), the arithmetic (`reference` of each op), bytes on disk
 (`packing`, `io`).
 """
@@ -31,7 +32,8 @@ from qlab.suggest import near
 # which a TPU reads as it is: `pltpu.bitcast(uint8 → int4)` makes row r of bytes rows 2r (low
 # nibble) and 2r + 1 (high nibble). A nibble is the integer in two's complement less `shift`
 # (UINT4: 8, so that 0 … 15 is −8 … 7), or the code of a table (NF4, FP4).
-# Bytes (5 to 8 bits): int8 [k, n], the integer less `shift` (UINT8: 128), or the float8 itself.
+# Bytes (5 to 8 bits): int8 [k, n], the integer less `shift` (UINT8: 128), or the float8 itself;
+# [n, k] where they are turned for the tensor cores of a GPU, which take 8-bit numbers only so.
 # Ranges: row [k // group, n] of scale, zero and offset, in the dtype the Spec stores; ranges that
 # are codes themselves become bfloat16 where that is exact (E8M0, FP8), else float32.
 #
@@ -49,14 +51,15 @@ SUPER, SUB = 256, 32  # weights of a super-block and of a sub-block of q4_k
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["codes", "scale", "zero", "offset", "perm", "channel_scale"],
-    meta_fields=["format", "group", "layout", "dtype"],
+    meta_fields=["format", "group", "layout", "dtype", "turned"],
 )
 @dataclasses.dataclass(frozen=True, repr=False)
 class Packed:
     """Quantized weights as the kernels read them; a pytree. The drawing is at the top of the file.
 
     Attributes:
-        codes: (in/2, out) uint8, two nibbles a byte; or (in, out) int8 or float8.
+        codes: (in/2, out) uint8, two nibbles a byte; or (in, out) int8 or float8, (out, in) if
+            turned.
         scale: (groups, out) float; q4_k: (in/256, 12, out) uint8.
         zero: (groups, out) float, subtracted in codes; or None.
         offset: (groups, out) float, added in weights; or None. q4_k: (in/256, 2, out) float16.
@@ -66,6 +69,7 @@ class Packed:
         group: inputs that share a range.
         layout: "affine" or "q4_k".
         dtype: what `matmul` multiplies in, "float32" or "bfloat16"; None: that of its inputs.
+        turned: whether the codes are (out, in), as `w8a8` and `fp8` read them on a GPU.
     """
 
     codes: jax.Array
@@ -78,6 +82,7 @@ class Packed:
     group: int = dataclasses.field(kw_only=True)
     layout: str = dataclasses.field(kw_only=True)
     dtype: str | None = dataclasses.field(kw_only=True)
+    turned: bool = dataclasses.field(kw_only=True, default=False)
 
     @property
     def nibbles(self) -> bool:
@@ -88,6 +93,8 @@ class Packed:
     def shape(self) -> tuple[int, int]:
         """The shape of the weights, (out, in)."""
         rows, out = self.codes.shape[-2:]
+        if self.turned:
+            return rows, out
         return out, rows * 2 if self.nibbles else rows
 
     @property
@@ -121,6 +128,12 @@ class Packed:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def turn(self, turned: bool) -> Packed:
+        """The same weights with codes (out, in), or (in, out): copied, unless they lie so."""
+        if turned == self.turned:
+            return self
+        return self.replace(codes=jnp.swapaxes(self.codes, -1, -2), turned=turned)
+
     def __repr__(self) -> str:
         return f"Packed{self.shape}({self.format}, group={self.group}, {self.layout})"
 
@@ -148,20 +161,26 @@ def shift_of(format: Format) -> int:
 # ---- packing -------------------------------------------------------------------------------------
 
 
-def prepack(q: QTensor, dtype: str | None = None) -> Packed:
+TARGETS = ("any", "cuda")  # what weights may be packed for
+
+
+def prepack(q: QTensor, dtype: str | None = None, target: str = "any") -> Packed:
     """Packs a QTensor once into the layout that the kernels read.
 
     Args:
         q: (out, in) with codes: integers of at most 8 bits, a table of 16 values (NF4, FP4,
             IQ4_NL), FP8; blocks along the rows, "row", "tensor" or (rows, columns).
         dtype: what `matmul` multiplies in, "float32" or "bfloat16"; None: the dtype of its inputs.
+        target: "cuda" turns codes of 8 bits that `w8a8` or `fp8` may multiply to (out, in), which
+            is how a GPU multiplies them; from (in, out), "any", they are turned at each call there.
+            Other platforms multiply both, and differ by the order of sums at most.
 
     Returns:
         Packed; `dequantize(it, float32)` is `qlab.dequantize(q)` up to channel_scale's division.
 
     Raises:
         ValueError: what no kernel reads, named: a format, an odd number of inputs, ragged blocks,
-            a mean taken off the whole tensor.
+            a mean taken off the whole tensor; an unknown dtype or target.
 
     Example:
         >>> from qlab.qtensor import quantize
@@ -175,7 +194,10 @@ def prepack(q: QTensor, dtype: str | None = None) -> Packed:
     if dtype not in (None, "float32", "bfloat16"):
         nearest = near(dtype, ("float32", "bfloat16"))
         raise ValueError(f"kernels multiply float32 or bfloat16, not {dtype!r}: {nearest}")
-    return _pack(q, dtype)
+    if target not in TARGETS:
+        raise ValueError(f"weights are packed for {' or '.join(TARGETS)}: {near(target, TARGETS)}")
+    p = _pack(q, dtype)
+    return p.turn(target == "cuda" and _by_bytes(p))
 
 
 def unsupported(q: QTensor) -> str | None:
@@ -216,6 +238,12 @@ def _is_q4_k(q: QTensor) -> bool:
         for p in parts
     )  # fmt: skip
     return same and q.spec.format.name == "UINT4" and q.spec.block == SUB and not q.shape[1] % SUPER
+
+
+def _by_bytes(p: Packed) -> bool:
+    """Whether `w8a8` or `fp8` may multiply these weights: 8-bit codes, a scale a row or a block."""
+    block = 128 if p.codes.dtype.name.startswith("float8") else p.shape[1]
+    return p.symmetric and not p.nibbles and p.group in (block, p.shape[1])
 
 
 @partial(jax.jit, static_argnames="dtype")

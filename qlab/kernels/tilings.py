@@ -1,15 +1,16 @@
 """How large a tile is: data, one row a device kind and a shape class.
 
-A tile is (tokens, out, in): the kernel multiplies x (tokens, in) by w (in, out) and adds the tiles
-along `in` up. Decode has at most 16 tokens and reads weights as fast as memory gives them: wide
-tiles, few of them. Prefill has many tokens, and each weight that was unpacked should meet as many
-of them as fit. `fit` cuts a row to a matrix.
+On a TPU a tile is (tokens, out, in): the kernel multiplies x (tokens, in) by w (in, out) and adds
+the tiles along `in` up. Decode has at most 16 tokens and reads weights as fast as memory gives
+them: wide tiles, few of them. Prefill has many tokens, and each weight that was unpacked should
+meet as many of them as fit. `fit` cuts a row to a matrix. On a GPU many thread blocks run at once,
+each with its own tile of outputs, and the row says too how many loads are under way.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,13 +25,36 @@ class Tile(NamedTuple):
     inner: int
 
 
+class GpuTile(NamedTuple):
+    """Sizes of the tile of one thread block of a GPU, and how it reads."""
+
+    tokens: int
+    out: int
+    inner: int  # read in one step
+    steps: int  # loads under way at once
+    blocks: int = 1  # inputs are split among thread blocks until there are so many
+
+
+# Hopper: 132 multiprocessors, of 227 KB of shared memory each; the rows ending in 8 are for
+# weights of 8 bits.
+HOPPER = {
+    "decode": GpuTile(16, 128, 256, 4, 264),
+    "prefill": GpuTile(128, 128, 128, 3),
+    "decode 8": GpuTile(16, 128, 128, 4, 264),
+    "prefill 8": GpuTile(128, 128, 128, 3),
+}
+HOPPER_SAFE = {name: tile._replace(out=64, steps=2) for name, tile in HOPPER.items()}
+
 # device kind (its beginning, as `jax.Device.device_kind` spells it) -> class -> Tile. Sizes come
 # from `python -m benchmarks.kernels --aot`: bundles of a step, and what fits VMEM without spills.
-TILINGS: dict[str, dict[str, Tile]] = {
+TILINGS: dict[str, dict[str, Any]] = {
     "TPU v5 lite": {"decode": Tile(16, 512, 1024), "prefill": Tile(256, 512, 1024)},  # v5e
     "TPU v6": {"decode": Tile(16, 512, 1024), "prefill": Tile(256, 512, 1024)},  # v6e
     "TPU7x": {"decode": Tile(16, 512, 1024), "prefill": Tile(256, 512, 1024)},
     "": {"decode": Tile(16, 256, 512), "prefill": Tile(128, 256, 512)},  # any: small and safe
+    "NVIDIA H100": HOPPER,
+    "NVIDIA H200": HOPPER,
+    "NVIDIA": HOPPER_SAFE,  # any other of compute capability 9.0
 }
 
 _said: set[str] = set()
@@ -50,12 +74,43 @@ def find(tokens: int, kind: str | None = None) -> Tile:
         (512, 256)
     """
     if kind is None:
-        device = jax.devices()[0]
-        kind = device.device_kind if device.platform == "tpu" else ""
-    row = next(name for name in TILINGS if kind.startswith(name))
-    if kind and not row:
+        kind = _kind("tpu")
+    return _row(kind, "")["decode" if tokens <= DECODE else "prefill"]
+
+
+def find_gpu(tokens: int, kind: str | None = None, bits: int = 4) -> GpuTile:
+    """The row of a GPU for a number of tokens.
+
+    Args:
+        tokens: of the call; at most 16 are decode.
+        kind: a device kind; None: the first device of this process, where it is a GPU.
+        bits: of a weight, 4 or 8.
+
+    A GPU that the table does not know takes the safe row and says so, once.
+
+    Example:
+        >>> find_gpu(1, "NVIDIA H100 80GB HBM3").out, find_gpu(1, "NVIDIA GH200 480GB").out
+        (128, 64)
+    """
+    if kind is None:
+        kind = _kind("gpu")
+    phase = "decode" if tokens <= DECODE else "prefill"
+    return _row(kind, "NVIDIA")[phase if bits <= 4 else phase + " 8"]
+
+
+def _kind(platform: str) -> str:
+    """What this process' first device calls itself, where it is of that platform."""
+    device = jax.devices()[0]
+    return device.device_kind if device.platform == platform else ""
+
+
+def _row(kind: str, safe: str) -> dict[str, Any]:
+    """The row of a device kind; the safe one, said once, where none is known."""
+    known = (name for name in TILINGS if name.startswith(safe) and kind.startswith(name))
+    row = max(known, key=len, default=safe)
+    if kind and row == safe:
         say_once(f"no tiling is known for {kind!r}: the kernels take the small, safe one")
-    return TILINGS[row]["decode" if tokens <= DECODE else "prefill"]
+    return TILINGS[row]
 
 
 def fit(tile: Tile, tokens: int, out: int, inner: int, group: int) -> Tile | None:

@@ -13,7 +13,7 @@ from qlab.kernels.tiles import six_bits
 def codes(p: Packed) -> jax.Array:
     """(in, out) int8 or float8: the integers, less the format's shift, or the codes of a table."""
     if not p.nibbles:
-        return p.codes
+        return p.turn(False).codes
     low = jax.lax.bitcast_convert_type(p.codes << 4, jnp.int8) >> 4
     high = jax.lax.bitcast_convert_type(p.codes, jnp.int8) >> 4
     return jnp.stack([low, high], axis=1).reshape(-1, p.codes.shape[1])

@@ -40,6 +40,7 @@ def fp8(
     x: jax.Array, scale: jax.Array, p: Packed, *, tile: Tile, interpret: Any = False
 ) -> jax.Array:
     """float8 (tokens, in) and scale (tokens, blocks) -> (tokens, out) float32."""
+    p = p.turn(False)
     (tokens, inner), (out, _) = x.shape, p.shape
     steps, blocks = inner // tile.inner, max(tile.inner // p.group, 1)
     each = max(p.group // tile.inner, 1)  # tiles that share a block

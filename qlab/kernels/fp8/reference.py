@@ -14,7 +14,7 @@ from qlab.kernels.w4a16.reference import product
 
 def fp8(x: jax.Array, scale: jax.Array, p: Packed) -> jax.Array:
     """float8 (tokens, in) and scale (tokens, blocks) -> (tokens, out) float32."""
-    blocks = scale.shape[1]
+    p, blocks = p.turn(False), scale.shape[1]
     by_block = x.astype(jnp.float32).reshape(len(x), blocks, -1).transpose(1, 0, 2)
     w = p.codes.astype(jnp.float32).reshape(blocks, -1, p.codes.shape[1])
     y = product(by_block, w)  # (blocks, tokens, out)

@@ -8,8 +8,8 @@ import jax
 
 from qlab.activations import Act, find, name_of
 from qlab.formats import FP8, INT8
-from qlab.kernels.dispatch import choose
-from qlab.kernels.quantize_activations import pallas_tpu, reference
+from qlab.kernels.dispatch import choose, gpu_tile_of
+from qlab.kernels.quantize_activations import pallas_gpu, pallas_tpu, reference
 from qlab.qtensor import Spec
 
 KNOWN = (Spec(INT8, "row"), Spec(FP8, "row"), Spec(FP8, 128))
@@ -43,7 +43,8 @@ def quantize_activations(
         x: (tokens, in) float32 or bfloat16.
         act: "int8_token", "fp8_token", or Spec(FP8, 128): a scale for 128 inputs of a token.
         interpret: True or `pltpu.InterpretParams(…)` runs the TPU's kernel step by step on any
-            machine; None: the program of the platform that it is compiled for.
+            machine, `compat.gpu_interpret(…)` the GPU's; None: the program of the platform that it
+            is compiled for.
 
     Returns:
         codes (tokens, in) int8 or float8, scale (tokens, blocks) float32.
@@ -64,5 +65,13 @@ def quantize_activations(
         )
     if isinstance(spec.block, int) and x.shape[1] % spec.block:
         raise ValueError(f"{x.shape[1]} inputs are not a multiple of block {spec.block}")
-    plain, kernel = reference.quantize_activations, pallas_tpu.quantize_activations
-    return choose(x, default=plain, tpu=kernel, interpret=interpret, spec=spec)
+    reason = pallas_gpu.unsupported(x.shape[1], spec)
+    runs = gpu_tile_of("quantize_activations", lambda tile: reason or tile, len(x), None, interpret)
+    return choose(
+        x,
+        default=reference.quantize_activations,
+        tpu=pallas_tpu.quantize_activations,
+        cuda=pallas_gpu.quantize_activations if runs else None,
+        interpret=interpret,
+        spec=spec,
+    )

@@ -14,19 +14,10 @@ from jax.experimental import pallas as pl
 from qlab.arithmetic import divide
 from qlab.formats import Format
 from qlab.kernels import compat, tpu
+from qlab.kernels.quantize_activations.rounding import rounded
 from qlab.qtensor import Spec
 
 BYTES = 1 << 18  # of a tile of float32 inputs: larger ones spill registers
-TINY = 2.0**-10  # half of FP8's smallest step: what is nearer to 0 becomes 0 and not −0
-
-
-def rounded(x: jax.Array, scale: jax.Array, format: Format) -> jax.Array:
-    """The nearest codes, int8 or float8, of x / scale."""
-    x = divide(x, jnp.where(scale == 0, 1.0, scale))
-    if format.dtype is None:
-        return jnp.clip(jnp.round(x), format.min, format.max).astype(jnp.int8)
-    x = jnp.where(jnp.abs(x) <= TINY, 0.0, jnp.clip(x, format.min, format.max))
-    return x.astype(format.dtype)
 
 
 def _kernel(format: Format, x_ref: Any, codes_ref: Any, scale_ref: Any) -> None:

@@ -36,6 +36,7 @@ def w8a8(
     x: jax.Array, scale: jax.Array, p: Packed, *, tile: Tile, interpret: Any = False
 ) -> jax.Array:
     """int8 (tokens, in) and scale (tokens, 1) -> (tokens, out) float32."""
+    p = p.turn(False)
     (tokens, inner), (out, _) = x.shape, p.shape
     steps = inner // tile.inner
     rows = tile.inner // 2 if p.nibbles else tile.inner
