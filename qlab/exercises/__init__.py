@@ -15,6 +15,7 @@ from qlab.exercises.floats import FLOATS
 from qlab.exercises.gguf import GGUF
 from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
+from qlab.exercises.kernels import KERNELS
 from qlab.exercises.numbers import NUMBERS
 from qlab.exercises.qat import QAT
 from qlab.exercises.smoothquant import SMOOTHQUANT
@@ -23,7 +24,7 @@ from qlab.suggest import near
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise
-    for group in (START, NUMBERS, FLOATS, GPTQ, AWQ, SMOOTHQUANT, CALIBRATION, GGUF, QAT)
+    for group in (START, NUMBERS, FLOATS, GPTQ, AWQ, SMOOTHQUANT, CALIBRATION, GGUF, QAT, KERNELS)
     for exercise in group
 }
 

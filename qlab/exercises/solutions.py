@@ -370,3 +370,48 @@ def distillation(student: jax.Array, teacher: jax.Array, temperature: float) -> 
     log_s = jax.nn.log_softmax(student / temperature)
     log_t = jax.nn.log_softmax(teacher / temperature)
     return temperature**2 * (jnp.exp(log_t) * (log_t - log_s)).sum(axis=-1).mean()
+
+
+def decode_bytes(weights: float, bits: float, tokens: int, cached: int, cache_bits: float) -> float:
+    """Bytes that one decode step of one sequence reads: all weights, and its cache."""
+    return weights * bits / 8 + tokens * cached * cache_bits / 8
+
+
+def compute_bound_batch(bits: float, bandwidth: float, peak: float) -> float:
+    """The batch at which reading a weight once takes as long as using it for every sequence."""
+    reading = bits / 8 / bandwidth  # seconds a weight
+    using = 2 / peak  # seconds a weight and sequence: one multiplication, one addition
+    return reading / using
+
+
+def cache_crossover(weights: float, bits: float, cached: int, cache_bits: float) -> float:
+    """Tokens, of all sequences together, whose cache has as many bytes as the weights."""
+    return weights * bits / (cached * cache_bits)
+
+
+def speedup_bound(weights: float, bits: float, rest: float) -> float:
+    """How many times fewer bytes a step reads than with 16 bits, `rest` bytes staying as they
+    are.
+    """
+    return (weights * 16 / 8 + rest) / (weights * bits / 8 + rest)
+
+
+def kernel_nibbles(packed: jax.Array) -> jax.Array:
+    """Signed codes (in, out) of bytes (in/2, out): row 2r in the low nibble, 2r + 1 in the high."""
+    nibbles = jnp.stack([packed & 15, packed >> 4], axis=1).astype(jnp.int32)  # (in/2, 2, out)
+    signed = jnp.where(nibbles > 7, nibbles - 16, nibbles)
+    return signed.reshape(-1, packed.shape[1])
+
+
+def w4_tile(x: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    """x (tokens, in) times codes (in, out), a scale (groups, out) for each group of inputs."""
+    groups, out = scale.shape
+    w = codes.reshape(groups, -1, out) * scale[:, None]  # (groups, inputs of a group, out)
+    return x @ w.reshape(-1, out)
+
+
+def dequantize_tile(codes_ref, scale_ref, w_ref) -> None:
+    """A Pallas kernel: codes (in, out) int8 and scales (groups, out) become weights (in, out)."""
+    codes, scale = codes_ref[...].astype(jnp.float32), scale_ref[...]
+    groups, out = scale.shape
+    w_ref[...] = (codes.reshape(groups, -1, out) * scale[:, None]).reshape(-1, out)

@@ -227,7 +227,11 @@ BENCH = "qlab.bench(model, [1, 4], 8, new_tokens=2, rounds=1, progress=False)"
 def test_roofline(lab):
     notebook = opened(lab, "roofline", f"widgets.roofline({BENCH}, machine='H100', bits=4.25)")
     both_themes(notebook, "qlab-roofline")
-    moves = [("batch", "ArrowRight", 8), ("batch", "ArrowLeft", 4), ("bits a weight", "ArrowUp", 2)]
+    moves = [
+        ("batch", "ArrowRight", 8),
+        ("batch", "ArrowLeft", 4),
+        ("bits a weight", "ArrowRight", 2),
+    ]
     moves += [("context", "ArrowRight", 4), ("parameters", "ArrowRight", 2)]
     measured(notebook, "qlab-roofline", moves)
     page = notebook.page
