@@ -84,3 +84,12 @@ def gpu_params(**how: Any) -> Any:
     if hasattr(plgpu.CompilerParams(), "lowering_semantics"):
         how["lowering_semantics"] = plgpu.LoweringSemantics.Warpgroup
     return plgpu.CompilerParams(**how)
+
+
+def turn(ref: Any) -> Any:
+    """A reference to a matrix as one to its transpose: `transpose_ref` before 0.12."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    if hasattr(plgpu, "transpose_ref"):
+        return plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0))
