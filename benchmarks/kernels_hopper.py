@@ -101,12 +101,13 @@ def cases(out: int = 14336, inner: int = 4096) -> Iterator[tuple[str, Any, Any, 
 
     for phase, tokens in (("decode", 16), ("one token", 1), ("prefill", 4096)):
         tile, tile8 = (tilings.find_gpu(tokens, KIND, bits) for bits in (4, 8))
+        x = shape(tokens, inner, dtype="bfloat16")
+        for name in ("int4_g128", "awq_g128", "nf4", "int8_g128", "q4_k"):
+            op = kernels.q4_k if name == "q4_k" else kernels.w4a16
+            run = partial(op, tiling=tile)
+            yield f"{op.__name__} {name}, {phase}", tile, run, (x, packed(name))
         for dtype in ("bfloat16", "float32"):
             x = shape(tokens, inner, dtype=dtype)
-            for name in ("int4_g128", "awq_g128", "nf4", "int8_g128", "q4_k"):
-                op = kernels.q4_k if name == "q4_k" else kernels.w4a16
-                run = partial(op, tiling=tile)
-                yield f"{op.__name__} {name} × {dtype}, {phase}", tile, run, (x, packed(name))
             for act in ("int8_token", "fp8_token", Spec(FP8, 128)):
                 run = partial(kernels.quantize_activations, act=act)
                 named = act if isinstance(act, str) else "fp8_block"
@@ -123,9 +124,8 @@ def cases(out: int = 14336, inner: int = 4096) -> Iterator[tuple[str, Any, Any, 
             yield f"{op.__name__} {name}, {phase}", tile8, run, operands
     tile = tilings.find_gpu(1, KIND)
     for name in ("int4_g128", "q4_k"):
-        for dtype in ("bfloat16", "float32"):
-            run = partial(kernels.dequantize, dtype=dtype, tiling=tile)
-            yield f"dequantize {name} to {dtype}", tile, run, (packed(name),)
+        run = partial(kernels.dequantize, dtype="bfloat16", tiling=tile)
+        yield f"dequantize {name}", tile, run, (packed(name),)
 
 
 def compile_for(where: Any, run: Any, operands: tuple) -> None:
