@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def cases(out: int = 14336, inner: int = 4096) -> Iterator[tuple[str, Any, Any, 
     from qlab.qtensor import Spec, quantize
     from qlab.specs import SPECS
 
+    @cache
     def packed(name: str, target: str = "any") -> Any:
         w = jax.ShapeDtypeStruct((out, inner), "float32")
         return jax.eval_shape(lambda w: kernels.prepack(quantize(w, SPECS[name]), None, target), w)
