@@ -87,12 +87,26 @@ def shared(tile: GpuTile, p: Packed, steps: int) -> int:
 
 
 def splits_of(tile: GpuTile, tokens: int, p: Packed) -> int:
-    """Among how many thread blocks the inputs of a tile of outputs are split."""
-    steps = p.shape[1] // tile.inner
+    """Among how many thread blocks the inputs of a tile of outputs are split.
+
+    Example:
+        >>> from qlab.kernels import prepack
+        >>> from qlab.qtensor import quantize
+        >>> from qlab.specs import SPECS
+        >>> p = prepack(quantize(jnp.ones((512, 1536)), SPECS["int4_g64"]))
+        >>> splits_of(GpuTile(16, 128, 256, 4, blocks=16), 1, p)  # four tiles of six steps each
+        4
+    """
     blocks = pl.cdiv(p.shape[0], tile.out) * pl.cdiv(tokens, tile.tokens)
-    return max(
-        n for n in range(1, steps + 1) if steps % n == 0 and n * blocks <= max(blocks, tile.blocks)
-    )
+    return max(1, min(tile.blocks // blocks, p.shape[1] // tile.inner))
+
+
+def share(steps: int, splits: int, s: jax.Array) -> tuple[jax.Array, int | jax.Array]:
+    """The first step of a split and how many it has; they differ by at most one."""
+    if steps % splits == 0:
+        return s * (steps // splits), steps // splits
+    first, end = (jax.lax.div(i * steps, jnp.int32(splits)) for i in (s, s + 1))
+    return first, end - first
 
 
 # ---- a tile of weights in registers --------------------------------------------------------------
@@ -267,16 +281,17 @@ def multiply(acc: Any, a: jax.Array, x_ref: Any, staged: bool) -> None:
     )
 
 
-def _body(p: Packed, tile: GpuTile, steps: int, staged: bool, x_gmem: Any, *refs: Any) -> None:
+def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, x_gmem: Any, *refs: Any) -> None:
     *stored, y_gmem, y_smem = refs
     n, t, s = (jax.lax.axis_index(name) for name in ("n", "t", "s"))
-    (out, _), (parts, tokens, _) = p.shape, x_gmem.shape
+    (out, inner), (parts, tokens, _) = p.shape, x_gmem.shape
+    begin, steps = share(inner // tile.inner, splits, s)
     first = jnp.minimum(n * tile.out, out - tile.out)  # the last tile moves back to the edge
     token = jnp.minimum(t * tile.tokens, tokens - tile.tokens)
     width = unit_of(p) // parts  # columns of x that meet one unit
     x_spec = plgpu.BlockSpec(
         (parts, pl.Element(tile.tokens), tile.inner // parts),
-        lambda k: (0, token, s * steps + k),
+        lambda k: (0, token, begin + k),
         **swizzled(width, 2),
     )
 
@@ -292,7 +307,7 @@ def _body(p: Packed, tile: GpuTile, steps: int, staged: bool, x_gmem: Any, *refs
         plgpu.emit_pipeline(
             partial(step, acc),
             grid=(steps,),
-            in_specs=[x_spec, *specs(p, tile, lambda k: (s * steps + k, first))],
+            in_specs=[x_spec, *specs(p, tile, lambda k: (begin + k, first))],
             max_concurrent_steps=tile.steps,
         )(x_gmem, *stored)
         return acc[...]
@@ -325,12 +340,12 @@ def matmul(x: jax.Array, p: Packed, tile: GpuTile, interpret: Any = None) -> jax
         tile: sizes that `fit` has cut to them.
         interpret: parameters of the GPU's interpreter; None: it is compiled.
     """
-    (tokens, inner), (out, _) = x.shape, p.shape
+    tokens, out = len(x), p.shape[0]
     splits = splits_of(tile, tokens, p)
     padded = -(-tokens // 8) * 8
     dtype = x.dtype if splits == 1 else jnp.dtype(FLOAT)
     y = plgpu.kernel(
-        partial(_body, p, tile, inner // tile.inner // splits, interpret is not None),
+        partial(_body, p, tile, splits, interpret is not None),
         out_type=jax.ShapeDtypeStruct((splits, padded, out), dtype),
         grid=(pl.cdiv(out, tile.out), pl.cdiv(padded, tile.tokens), splits),
         grid_names=("n", "t", "s"),

@@ -26,9 +26,10 @@ def fit(tile: GpuTile, p: Packed, dtype: str) -> GpuTile | str:
     return gpu.fit(tile, jax.ShapeDtypeStruct((gpu.unit_of(p) or 1, p.shape[1]), dtype), p)
 
 
-def _body(p: Packed, tile: GpuTile, steps: int, staged: bool, move_gmem: Any, *refs: Any) -> None:
+def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, move_gmem: Any, *refs: Any) -> None:
     *stored, w_gmem, move_ref, w_smem, barrier = refs
     n, s = (jax.lax.axis_index(name) for name in ("n", "s"))
+    begin, steps = gpu.share(p.shape[1] // tile.inner, splits, s)
     first = jnp.minimum(n * tile.out, p.shape[0] - tile.out)
     plgpu.copy_gmem_to_smem(move_gmem, move_ref, barrier)
     plgpu.barrier_wait(barrier)
@@ -46,14 +47,14 @@ def _body(p: Packed, tile: GpuTile, steps: int, staged: bool, move_gmem: Any, *r
             plgpu.wait_smem_to_gmem(units - 1, wait_read_only=True)  # what lay here is on its way
             w_smem[unit] = w.astype(w_smem.dtype)
             plgpu.commit_smem()
-            k = ((s * steps + index[0]) * units + unit) * size
+            k = ((begin + index[0]) * units + unit) * size
             to = w_gmem.at[pl.ds(first, tile.out), pl.ds(k, size)]
             plgpu.copy_smem_to_gmem(w_smem.at[unit], to)
 
     plgpu.emit_pipeline(
         step,
         grid=(steps,),
-        in_specs=gpu.specs(p, tile, lambda k: (s * steps + k, first)),
+        in_specs=gpu.specs(p, tile, lambda k: (begin + k, first)),
         max_concurrent_steps=tile.steps,
     )(*stored)
     plgpu.wait_smem_to_gmem(0)
@@ -65,7 +66,7 @@ def dequantize(p: Packed, dtype: str, *, tile: GpuTile, interpret: Any = None) -
     size, splits = gpu.unit_of(p), gpu.splits_of(tile, 1, p)
     move = gpu.columns(jnp.eye(size, dtype=dtype), p, size)
     return plgpu.kernel(
-        partial(_body, p, tile, inner // tile.inner // splits, interpret is not None),
+        partial(_body, p, tile, splits, interpret is not None),
         out_type=jax.ShapeDtypeStruct((out, inner), dtype),
         grid=(pl.cdiv(out, tile.out), splits),
         grid_names=("n", "s"),
