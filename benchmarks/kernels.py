@@ -4,6 +4,13 @@
                                            beside bfloat16 and float32: results/kernels_cpu.*
     python -m benchmarks.kernels --aot     bundles and VMEM of every TPU kernel, compiled without
                                            a TPU (needs libtpu's wheel): results/kernels_tpu.*
+    python -m benchmarks.kernels --aot-gpu registers, spills and shared memory of every GPU kernel,
+                                           compiled without a GPU (needs CUDA's wheels, here or in
+                                           the environment of --python): results/kernels_hopper.*
+    python -m benchmarks.kernels --gpu     correctness and speed on the GPU that is here:
+                                           results/kernels_gpu.*
+    python -m benchmarks.kernels --tune    the fastest tiles on the accelerator that is here:
+                                           qlab/kernels/tilings.json
 
 On a CPU the packed weights are unpacked by XLA before each product, so what they save in memory
 they pay in work; the table says what that comes to, whatever it is. Rounds go through all rows in
@@ -29,7 +36,7 @@ import numpy as np
 from flax import nnx
 
 import qlab
-from benchmarks import kernels_aot
+from benchmarks import kernels_aot, kernels_gpu, kernels_hopper, kernels_tune
 from qlab.io.atomic import atomic_file
 from qlab.kernels import cpu
 from qlab.models.generate import generate_tokens
@@ -173,26 +180,63 @@ def write(path: Path, text: str) -> None:
         sink.write(text.encode())
 
 
+def save(name: str, found: dict[str, Any], table: str) -> None:
+    """The numbers as JSON, the table beside them and on the screen."""
+    write(RESULTS / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    write(RESULTS / f"{name}.md", table)
+    print(table)
+
+
+def stop_if(reason: str | None) -> None:
+    """Ends the program with one sentence, if there is one."""
+    if reason:
+        raise SystemExit(reason)
+
+
+def on_this_gpu() -> None:
+    """Correctness and speed of the GPU kernels; numbers are written even where one is wrong."""
+    stop_if(kernels_gpu.refusal())
+    found = kernels_gpu.measure()
+    save("kernels_gpu", found, kernels_gpu.table(found))
+    stop_if("; ".join(kernels_gpu.wrong(found)))
+
+
+def tune() -> None:
+    """The fastest tiles of this device, into the table's file."""
+    stop_if(kernels_tune.refusal())
+    device = jax.devices()[0]
+    found = kernels_tune.measure(device.platform)
+    kernels_tune.write(found, device.device_kind)
+    print(kernels_tune.told(found, device.device_kind))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cpu", action="store_true", help="decode on this CPU")
     parser.add_argument("--aot", action="store_true", help="compile for TPUs that are not here")
+    parser.add_argument("--aot-gpu", action="store_true", help="compile for an H100 not here")
+    parser.add_argument("--python", default=sys.executable, help="interpreter with CUDA's wheels")
+    parser.add_argument("--gpu", action="store_true", help="measure on the GPU that is here")
+    parser.add_argument("--tune", action="store_true", help="find this device's fastest tiles")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16)
     given = parser.parse_args()
     if given.cpu:
         found = measure_cpu(given.model, given.rounds, given.tokens)
-        write(RESULTS / "kernels_cpu.json", json.dumps(found, indent=1) + "\n")
-        write(RESULTS / "kernels_cpu.md", cpu_table(found))
-        print(cpu_table(found))
+        save("kernels_cpu", found, cpu_table(found))
     if given.aot:
-        if not kernels_aot.available():
-            raise SystemExit(kernels_aot.MISSING)
+        stop_if(None if kernels_aot.available() else kernels_aot.MISSING)
         found = measure_aot()
-        write(RESULTS / "kernels_tpu.json", json.dumps(found, indent=1) + "\n")
-        write(RESULTS / "kernels_tpu.md", kernels_aot.table(**found))
-        print(kernels_aot.table(**found))
+        save("kernels_tpu", found, kernels_aot.table(**found))
+    if given.aot_gpu:
+        stop_if(kernels_hopper.missing(given.python))
+        found = kernels_hopper.run(given.python)
+        save("kernels_hopper", found, kernels_hopper.table(**found))
+    if given.gpu:
+        on_this_gpu()
+    if given.tune:
+        tune()
 
 
 if __name__ == "__main__":

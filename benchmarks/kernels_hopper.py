@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def cases(out: int = 14336, inner: int = 4096) -> Iterator[tuple[str, Any, Any, 
     from qlab.qtensor import Spec, quantize
     from qlab.specs import SPECS
 
+    @cache
     def packed(name: str, target: str = "any") -> Any:
         w = jax.ShapeDtypeStruct((out, inner), "float32")
         return jax.eval_shape(lambda w: kernels.prepack(quantize(w, SPECS[name]), None, target), w)
@@ -100,14 +101,14 @@ def cases(out: int = 14336, inner: int = 4096) -> Iterator[tuple[str, Any, Any, 
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     for phase, tokens in (("decode", 16), ("one token", 1), ("prefill", 4096)):
-        tile, bytes_tile = (tilings.find_gpu(tokens, KIND, bits) for bits in (4, 8))
+        tile, tile8 = (tilings.find_gpu(tokens, KIND, bits) for bits in (4, 8))
+        x = shape(tokens, inner, dtype="bfloat16")
+        for name in ("int4_g128", "awq_g128", "nf4", "int8_g128", "q4_k"):
+            op = kernels.q4_k if name == "q4_k" else kernels.w4a16
+            run = partial(op, tiling=tile)
+            yield f"{op.__name__} {name}, {phase}", tile, run, (x, packed(name))
         for dtype in ("bfloat16", "float32"):
             x = shape(tokens, inner, dtype=dtype)
-            for name in ("int4_g128", "awq_g128", "nf4", "int8_g128", "q4_k"):
-                op = kernels.q4_k if name == "q4_k" else kernels.w4a16
-                held = tile if packed(name).nibbles else bytes_tile
-                run = partial(op, tiling=held)
-                yield f"{op.__name__} {name} × {dtype}, {phase}", held, run, (x, packed(name))
             for act in ("int8_token", "fp8_token", Spec(FP8, 128)):
                 run = partial(kernels.quantize_activations, act=act)
                 named = act if isinstance(act, str) else "fp8_block"
@@ -120,12 +121,12 @@ def cases(out: int = 14336, inner: int = 4096) -> Iterator[tuple[str, Any, Any, 
             op = kernels.w8a8 if dtype == "int8" else kernels.fp8
             x = shape(tokens, inner, dtype=dtype)
             operands = (x, shape(tokens, blocks, dtype="float32"), packed(name, "cuda"))
-            run = partial(op, tiling=bytes_tile)
-            yield f"{op.__name__} {name}, {phase}", bytes_tile, run, operands
+            run = partial(op, tiling=tile8)
+            yield f"{op.__name__} {name}, {phase}", tile8, run, operands
+    tile = tilings.find_gpu(1, KIND)
     for name in ("int4_g128", "q4_k"):
-        for dtype in ("bfloat16", "float32"):
-            run = partial(kernels.dequantize, dtype=dtype)
-            yield f"dequantize {name} to {dtype}", None, run, (packed(name),)
+        run = partial(kernels.dequantize, dtype="bfloat16", tiling=tile)
+        yield f"dequantize {name}", tile, run, (packed(name),)
 
 
 def compile_for(where: Any, run: Any, operands: tuple) -> None:

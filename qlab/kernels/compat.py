@@ -86,12 +86,13 @@ def gpu_params(**how: Any) -> Any:
     return plgpu.CompilerParams(**how)
 
 
-def transposed(ref: Any) -> Any:
-    """A reference with its two axes exchanged: before 0.12 a function makes it, since a method."""
+def turn(ref: Any) -> Any:
+    """A reference to a matrix as one to its transpose: `transpose_ref` before 0.12."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    old = getattr(plgpu, "transpose_ref", None)
-    return old(ref, (1, 0)) if old else ref.transpose((1, 0))
+    if hasattr(plgpu, "transpose_ref"):
+        return plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0))
 
 
 def ieee_divide(a: jax.Array, b: jax.Array, layout: Any) -> jax.Array:

@@ -19,12 +19,24 @@ from qlab.kernels.tilings import GpuTile, Tile
 
 # op -> the platforms that have a kernel of ours; all others run the reference, compiled by XLA.
 KERNELS: dict[str, tuple[str, ...]] = {
-    "w4a16": ("tpu",),
+    "w4a16": ("tpu", "cuda"),
     "w8a8": ("tpu", "cuda"),
     "fp8": ("tpu", "cuda"),
-    "q4_k": ("tpu",),
-    "dequantize": ("tpu",),
+    "q4_k": ("tpu", "cuda"),
+    "dequantize": ("tpu", "cuda"),
     "quantize_activations": ("tpu", "cuda"),
+}
+
+# op -> what the GPU's kernel asks for; what it does not take runs the reference.
+_BYTES = "Hopper; bytes of one kind; 32 divides outputs and inputs"
+_PACKED = "Hopper; bfloat16; 64 divides the outputs"
+ONLY: dict[str, str] = {
+    "w4a16": f"{_PACKED}, 32 the groups",
+    "q4_k": _PACKED,
+    "dequantize": f"{_PACKED}, 32 the groups",
+    "w8a8": _BYTES,
+    "fp8": _BYTES,
+    "quantize_activations": "Hopper; 16 divides the inputs, at most 32,768",
 }
 
 
@@ -35,13 +47,20 @@ def support(platform: str | None = None) -> dict[str, str]:
         platform: "tpu", "cuda" or "cpu"; None: the one that this process computes on.
 
     Example:
-        >>> support("tpu")["w4a16"], support("cuda")["w4a16"]
+        >>> support("tpu")["w4a16"], support("cpu")["w4a16"]
         ('Pallas kernel', 'reference, compiled by XLA')
+        >>> support("cuda")["q4_k"]
+        'Pallas kernel (Hopper; bfloat16; 64 divides the outputs), else the reference'
     """
     if platform is None:
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    words = {True: "Pallas kernel", False: "reference, compiled by XLA"}
-    return {op: words[platform in platforms] for op, platforms in KERNELS.items()}
+    reference = "reference, compiled by XLA"
+    kernel = "Pallas kernel"
+    found = {op: kernel if platform in on else reference for op, on in KERNELS.items()}
+    if platform != "cuda":
+        return found
+    return {op: f"{kernel} ({ONLY[op]}), else the reference" if word == kernel else word
+            for op, word in found.items()}  # fmt: skip
 
 
 def choose(

@@ -169,7 +169,7 @@ def _multiply(here: Place, sums: Any, x: Any, w: Any) -> None:
     """sums += x Wᵀ, under way when this returns."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    plgpu.wgmma(sums, x, w if here.interpreted else compat.transposed(w))
+    plgpu.wgmma(sums, x, w if here.interpreted else compat.turn(w))
 
 
 def _along_inputs(

@@ -4,12 +4,15 @@ On a TPU a tile is (tokens, out, in): the kernel multiplies x (tokens, in) by w 
 the tiles along `in` up. Decode has at most 16 tokens and reads weights as fast as memory gives
 them: wide tiles, few of them. Prefill has many tokens, and each weight that was unpacked should
 meet as many of them as fit. `fit` cuts a row to a matrix. On a GPU many thread blocks run at once,
-each with its own tile of outputs, and the row says too how many loads are under way.
+each with its own tile of outputs, and the row says too how many loads are under way. Rows that
+`python -m benchmarks.kernels --tune` measured on a device stand in `tilings.json` and come first.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,14 +35,16 @@ class GpuTile(NamedTuple):
     out: int
     inner: int  # read in one step
     steps: int  # loads under way at once
-    blocks: int = 1  # inputs are split among thread blocks until there are so many
+    blocks: int = (
+        1  # inputs (products of bytes: outputs) are split until so many thread blocks work
+    )
 
 
 # Hopper: 132 multiprocessors, of 227 KB of shared memory each; the rows ending in 8 are for
 # weights of 8 bits.
 HOPPER = {
     "decode": GpuTile(16, 128, 256, 4, 264),
-    "prefill": GpuTile(128, 128, 128, 3),
+    "prefill": GpuTile(128, 128, 128, 2),
     "decode 8": GpuTile(16, 128, 128, 4, 264),
     "prefill 8": GpuTile(128, 128, 128, 3),
 }
@@ -56,6 +61,34 @@ TILINGS: dict[str, dict[str, Any]] = {
     "NVIDIA H200": HOPPER,
     "NVIDIA": HOPPER_SAFE,  # any other of compute capability 9.0
 }
+
+MEASURED = Path(__file__).with_name("tilings.json")  # device kind -> class -> sizes
+
+
+def measured(path: Path = MEASURED) -> dict[str, dict[str, Any]]:
+    """The rows that were measured on a device, none where no device was.
+
+    Args:
+        path: of the file: {device kind: {class: [sizes of a Tile or a GpuTile]}}.
+    """
+    if not path.exists():
+        return {}
+    kinds = {3: Tile, 5: GpuTile}
+    table = json.loads(path.read_text())
+    return {
+        kind: {name: kinds[len(sizes)](*sizes) for name, sizes in row.items()}
+        for kind, row in table.items()
+    }
+
+
+def merge(table: dict[str, dict[str, Any]], rows: dict[str, dict[str, Any]]) -> None:
+    """Puts measured rows into a table; a class that was not measured stays as for like devices."""
+    for kind, row in rows.items():
+        like = max((name for name in table if kind.startswith(name)), key=len)
+        table[kind] = {**table[like], **row}
+
+
+merge(TILINGS, measured())
 
 _said: set[str] = set()
 

@@ -1,1 +1,1 @@
-"""Packed weights to an array: `api`, `reference`, `pallas_tpu`."""
+"""Packed weights to an array: `api`, `reference`, and the kernels."""

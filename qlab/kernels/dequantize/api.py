@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from qlab.arithmetic import divide
-from qlab.kernels.dequantize import pallas_tpu, reference
-from qlab.kernels.dispatch import choose, tile_of
+from qlab.kernels.dequantize import pallas_gpu, pallas_tpu, reference
+from qlab.kernels.dispatch import choose, gpu_tile_of, tile_of
 from qlab.kernels.packed import Packed
-from qlab.kernels.tilings import DECODE, Tile
+from qlab.kernels.tilings import DECODE, GpuTile, Tile
 
 OUTPUTS = ("float32", "bfloat16")
 
 
 def dequantize(
-    p: Packed, dtype: str = "float32", *, tiling: Tile | None = None, interpret: Any = None
+    p: Packed,
+    dtype: str = "float32",
+    *,
+    tiling: Tile | GpuTile | None = None,
+    interpret: Any = None,
 ) -> jax.Array:
     """The weights that a Packed stands for.
 
     Args:
         p: the weights.
         dtype: "float32" or "bfloat16".
-        tiling: the kernel's tile; None: from the table.
+        tiling: the TPU's tile, or a GpuTile of the GPU's; None: from the table.
         interpret: True or `pltpu.InterpretParams(…)` runs the TPU's kernel step by step on any
-            machine; None: the program of the platform that it is compiled for.
+            machine, `compat.gpu_interpret(…)` the GPU's; None: the program of the platform that it
+            is compiled for. A GPU's unpacks to bfloat16; float32 takes the reference there.
 
     Returns:
         (out, in) in `dtype`; in float32 what `qlab.dequantize` gave before packing.
@@ -44,10 +50,14 @@ def dequantize(
     """
     if dtype not in OUTPUTS:
         raise ValueError(f"weights are unpacked to float32 or bfloat16, not {dtype!r}")
+    p = p.turn(False)
     tile = tile_of("dequantize", p, DECODE, tiling, interpret)
     kernel = pallas_tpu.dequantize if tile else reference.dequantize
-    how = {"tile": tile, "interpret": interpret, "dtype": dtype}
-    w = choose(p, default=reference.dequantize, tpu=kernel, **how)
+    fit = partial(pallas_gpu.fit, p=p, dtype=dtype)
+    gpu_tile = gpu_tile_of("dequantize", fit, DECODE, tiling, interpret)
+    cuda = pallas_gpu.dequantize if gpu_tile else None
+    how = {"tile": tile, "gpu_tile": gpu_tile, "interpret": interpret, "dtype": dtype}
+    w = choose(p, default=reference.dequantize, tpu=kernel, cuda=cuda, **how)
     if p.perm is not None:
         w = w[:, jnp.argsort(p.perm)]
     if p.channel_scale is not None:

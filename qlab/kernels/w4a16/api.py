@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 
-from qlab.kernels import cpu
+from qlab.kernels import cpu, gpu
 from qlab.kernels.checks import check_affine, check_inputs
-from qlab.kernels.dispatch import choose, tile_of
+from qlab.kernels.dispatch import choose, gpu_tile_of, tile_of
 from qlab.kernels.packed import Packed
-from qlab.kernels.tilings import Tile
-from qlab.kernels.w4a16 import pallas_tpu, reference
+from qlab.kernels.tilings import GpuTile, Tile
+from qlab.kernels.w4a16 import pallas_gpu, pallas_tpu, reference
 
 
 def w4a16(
-    x: jax.Array, p: Packed, *, tiling: Tile | None = None, interpret: Any = None
+    x: jax.Array, p: Packed, *, tiling: Tile | GpuTile | None = None, interpret: Any = None
 ) -> jax.Array:
     """x Wᵀ, w unpacked to the dtype of x as it is needed.
 
     Args:
         x: (tokens, in) float32 or bfloat16, columns in the order of the rows as packed.
         p: the weights: nibbles, int8 or float8; groups, zeros and offsets as they come.
-        tiling: the kernel's tile; None: from the table `tilings`.
+        tiling: the TPU's tile, or a GpuTile of the GPU's; None: from the table `tilings`.
         interpret: True or `pltpu.InterpretParams(…)` runs the TPU's kernel step by step on any
-            machine; None: the program of the platform that it is compiled for.
+            machine, `compat.gpu_interpret(…)` the GPU's; None: the program of the platform that it
+            is compiled for. A GPU's multiplies bfloat16; float32 takes the reference there.
 
     Returns:
         (tokens, out) in the dtype of x, summed in float32.
@@ -42,8 +44,11 @@ def w4a16(
     """
     check_inputs("w4a16", x, p, ("float32", "bfloat16"))
     check_affine("w4a16", p)
+    p = p.turn(False)
     tile = tile_of("w4a16", p, len(x), tiling, interpret)
     kernel = pallas_tpu.w4a16 if tile else reference.w4a16
-    how = {"tile": tile, "interpret": interpret}
+    gpu_tile = gpu_tile_of("w4a16", partial(gpu.fit, x=x, p=p), len(x), tiling, interpret)
+    cuda = pallas_gpu.w4a16 if gpu_tile else None
+    how = {"tile": tile, "gpu_tile": gpu_tile, "interpret": interpret}
     near = cpu.fastest(reference.w4a16, x, p)
-    return choose(x, p, default=reference.w4a16, tpu=kernel, cpu=near, **how)
+    return choose(x, p, default=reference.w4a16, tpu=kernel, cuda=cuda, cpu=near, **how)
