@@ -45,11 +45,14 @@ def absmax(blocks: jax.Array, format: Format) -> Ranges:
     return divide(extreme, format.max), None, None
 
 
+FLOOR = 1e-4  # of the largest |x| of a block
+
+
 def absmax_floored(blocks: jax.Array, format: Format) -> Ranges:
     """scale = max(max|x|, 10⁻⁴) / hi: DeepSeek-V3's activation tiles (arXiv 2412.19437, §3.3; its
     inference/kernel.py).
     """
-    return divide(jnp.maximum(_amax(blocks), 1e-4), format.max), None, None
+    return divide(jnp.maximum(_amax(blocks), FLOOR), format.max), None, None
 
 
 def absmax_mid(blocks: jax.Array, format: Format) -> Ranges:

@@ -209,6 +209,7 @@ def test_w8a8_holds_the_largest_sums():
         ("fp8_e5m2_tensor", "fp8_token", 512, 1),
         ("fp8_block", BLOCK_ACT, 128, 5),  # a block a step
         ("fp8_block", BLOCK_ACT, 256, 37),  # two
+        ("fp8_block", "fp8_tile", 128, 5),
     ],
 )
 def test_fp8(name, act, inner, tokens):
@@ -222,12 +223,13 @@ def test_fp8(name, act, inner, tokens):
 
 
 @pytest.mark.parametrize(
-    "act, dtype", [("int8_token", "float32"), ("fp8_token", "bfloat16"), (BLOCK_ACT, "float32")]
-)
+    "act, dtype", [("int8_token", "float32"), ("fp8_token", "bfloat16"), (BLOCK_ACT, "float32"),
+                   ("fp8_tile", "float32")]
+)  # fmt: skip
 def test_quantize_activations_is_exact(act, dtype):
     spec = ACTS[act].spec if isinstance(act, str) else act
     for tokens, inner in ((1, 128), (37, 256)):
-        x = (numbers(tokens, inner) * 1e-3).astype(dtype)
+        x = (numbers(tokens, inner) * 3e-5).astype(dtype)  # about the floor of fp8_tile
         codes, scale = kernels.quantize_activations(x, act)
         kept = kernels.quantize_activations(x, act, interpret=True)
         np.testing.assert_array_equal(codes.astype(jnp.float32), kept[0].astype(jnp.float32))

@@ -138,10 +138,11 @@ def test_fp8(name, act, tokens, out, inner):
         ("fp8_token", "float32", 1, 256),
         (BLOCK_ACT, "float32", 37, 256),  # 74 blocks: a tile and a part of one
         (BLOCK_ACT, "bfloat16", 1, 128),
+        ("fp8_tile", "float32", 5, 256),
     ],
 )
 def test_quantize_activations_is_exact(act, dtype, tokens, inner):
-    x = (numbers(tokens, inner) * 1e-3).astype(dtype)
+    x = (numbers(tokens, inner) * 3e-5).astype(dtype)  # about the floor of fp8_tile
     codes, scale = kernels.quantize_activations(x, act)
     kept = kernels.quantize_activations(x, act, interpret=INTERPRET)
     np.testing.assert_array_equal(_bits(codes), _bits(kept[0]))  # no −0 either

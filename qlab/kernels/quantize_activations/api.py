@@ -6,17 +6,21 @@ from typing import Any
 
 import jax
 
-from qlab.activations import Act, find, name_of
+from qlab.activations import ACTS, Act, find, name_of
 from qlab.formats import FP8, INT8
 from qlab.kernels.dispatch import choose, gpu_tile_of
 from qlab.kernels.quantize_activations import pallas_gpu, pallas_tpu, reference
 from qlab.qtensor import Spec
+from qlab.rules import absmax_floored
 
-KNOWN = (Spec(INT8, "row"), Spec(FP8, "row"), Spec(FP8, 128))
+BLOCK = Spec(FP8, 128)
+TILE = BLOCK.replace(rule=absmax_floored)  # "fp8_tile", of rows that 128 divides
+KNOWN = (Spec(INT8, "row"), Spec(FP8, "row"), BLOCK, TILE)
 
 
 def spec_of(act: str | Spec | Act) -> Spec:
-    """The Spec of an Act that the kernels know: one scale a token, or FP8 and one for 128 inputs.
+    """The Spec of an Act as the kernels know it: one scale a token, or FP8 and one for 128 inputs,
+    floored (DeepSeek-V3's tiles) or not.
 
     Raises:
         ValueError: for another, naming it.
@@ -26,12 +30,13 @@ def spec_of(act: str | Spec | Act) -> Spec:
         INT8
     """
     act = find(act)
-    if act.spec not in KNOWN or act.static or act.ranges is not None or act.threshold is not None:
+    spec = TILE if act.spec == ACTS["fp8_tile"].spec else act.spec
+    if spec not in KNOWN or act.static or act.ranges is not None or act.threshold is not None:
         raise ValueError(
-            f"no kernel quantizes activations as {name_of(act)!r}: int8_token, fp8_token and "
-            "Spec(FP8, 128), each with its own scales, are known ('fp8_tile' floors its scales)"
+            f"no kernel quantizes activations as {name_of(act)!r}: int8_token, fp8_token, fp8_tile "
+            "and Spec(FP8, 128), each with its own scales, are known"
         )
-    return act.spec
+    return spec
 
 
 def quantize_activations(
@@ -41,7 +46,8 @@ def quantize_activations(
 
     Args:
         x: (tokens, in) float32 or bfloat16.
-        act: "int8_token", "fp8_token", or Spec(FP8, 128): a scale for 128 inputs of a token.
+        act: "int8_token", "fp8_token", "fp8_tile" or Spec(FP8, 128): a scale for 128 inputs of a
+            token.
         interpret: True or `pltpu.InterpretParams(…)` runs the TPU's kernel step by step on any
             machine, `compat.gpu_interpret(…)` the GPU's; None: the program of the platform that it
             is compiled for.

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from qlab.arithmetic import divide
 from qlab.formats import Format
 from qlab.kernels import compat
-from qlab.kernels.quantize_activations.rounding import rounded
+from qlab.kernels.quantize_activations.rounding import rounded, scale_of
 from qlab.qtensor import Spec
 
 CHUNK = 4096  # numbers of a row that are in registers at once, 32 a thread
@@ -101,7 +101,7 @@ def _tokens(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
         x = jnp.pad(x, ((0, 0), (0, chunks * chunk - x.shape[1]), (0, 0)))
     held = (chunks, chunk, width)
     codes, scale = _run(
-        partial(_row, spec.format, divide_with(interpret, False)),
+        partial(_row, spec, divide_with(interpret, False)),
         x,
         tokens,
         spec.format,
@@ -117,7 +117,7 @@ def _tokens(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
 
 
 def _row(
-    format: Format,
+    spec: Spec,
     divide: Divide,
     x: Any,
     codes: Any,
@@ -138,7 +138,7 @@ def _row(
 
     def round_and_write(i: Any, scale: jax.Array) -> jax.Array:
         over = jnp.broadcast_to(scale, (lines, width))
-        kept[i] = rounded(row[i].astype(jnp.float32), over, format, divide)
+        kept[i] = rounded(row[i].astype(jnp.float32), over, spec.format, divide)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(kept.at[i], codes.at[token, pl.ds(i * lines, lines)])
         return scale
@@ -147,7 +147,7 @@ def _row(
     plgpu.barrier_wait(loaded)
     most = jax.lax.fori_loop(0, chunks, largest, jnp.float32(0))
     each = jnp.broadcast_to(most, (THREADS,))  # every thread divides, and all agree
-    scale = jnp.max(divide(each, jnp.full_like(each, format.max)))
+    scale = jnp.max(scale_of(each, spec, divide))
     jax.lax.fori_loop(0, chunks, round_and_write, scale)
     scales[token] = scale
     plgpu.wait_smem_to_gmem(0)
@@ -166,7 +166,7 @@ def _blocks(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
         x = jnp.pad(x, ((0, -count % BLOCKS), (0, 0)))
     tile = (BLOCKS, spec.block)
     codes, scale = _run(
-        partial(_tile, spec.format, divide_with(interpret, True)),
+        partial(_tile, spec, divide_with(interpret, True)),
         x,
         len(x),
         spec.format,
@@ -183,7 +183,7 @@ def _blocks(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
 
 
 def _tile(
-    format: Format,
+    spec: Spec,
     divide: Divide,
     x: Any,
     codes: Any,
@@ -200,9 +200,9 @@ def _tile(
     plgpu.barrier_wait(loaded)
     values = rows[...].astype(jnp.float32)
     most = jnp.max(jnp.abs(values), axis=1)
-    scale = divide(most, jnp.full_like(most, format.max))
+    scale = scale_of(most, spec, divide)
     over = jax.lax.broadcast_in_dim(scale, values.shape, (0,))
-    kept[...] = rounded(values, over, format, divide)
+    kept[...] = rounded(values, over, spec.format, divide)
     held[...] = scale
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(kept, codes.at[at])

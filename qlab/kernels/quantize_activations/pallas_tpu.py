@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from qlab.arithmetic import divide
-from qlab.formats import Format
 from qlab.kernels import compat, tpu
-from qlab.kernels.quantize_activations.rounding import rounded
+from qlab.kernels.quantize_activations.rounding import rounded, scale_of
 from qlab.qtensor import Spec
 
 BYTES = 1 << 18  # of a tile of float32 inputs: larger ones spill registers
 
 
-def _kernel(format: Format, x_ref: Any, codes_ref: Any, scale_ref: Any) -> None:
+def _kernel(spec: Spec, x_ref: Any, codes_ref: Any, scale_ref: Any) -> None:
     x = x_ref[...].astype(jnp.float32)
-    scale = divide(jnp.max(jnp.abs(x), axis=1, keepdims=True), format.max)
-    codes_ref[...] = rounded(x, scale, format)
+    scale = scale_of(jnp.max(jnp.abs(x), axis=1, keepdims=True), spec)
+    codes_ref[...] = rounded(x, scale, spec.format)
     scale_ref[...] = scale[None]
 
 
@@ -37,7 +35,7 @@ def quantize_activations(
     dtype = jnp.dtype(spec.format.dtype or jnp.int8)
     whole = pl.BlockSpec((rows, block), lambda t, k: (t, k))
     codes, scale = pl.pallas_call(
-        partial(_kernel, spec.format),
+        partial(_kernel, spec),
         grid=(pl.cdiv(tokens, rows), inner // block),
         in_specs=[whole],
         out_specs=[whole, pl.BlockSpec((1, rows, 1), lambda t, k: (k, t, 0))],

@@ -1,4 +1,4 @@
-"""The nearest codes of scaled inputs, as every kernel computes them."""
+"""Scales of inputs and the nearest codes, as every kernel computes them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import jax.numpy as jnp
 
 from qlab.arithmetic import divide
 from qlab.formats import Format
+from qlab.qtensor import Spec
+from qlab.rules import FLOOR, absmax_floored
 
 TINY = 2.0**-10  # half of FP8's smallest step: what is nearer to 0 becomes 0 and not −0
+
+
+def scale_of(most: jax.Array, spec: Spec, divide: Callable[..., jax.Array] = divide) -> jax.Array:
+    """scale = max|x| / hi, or max(max|x|, 10⁻⁴) / hi where the Spec floors it."""
+    if spec.rule is absmax_floored:
+        most = jnp.maximum(most, FLOOR)
+    return divide(most, jnp.full_like(most, spec.format.max))
 
 
 def rounded(
