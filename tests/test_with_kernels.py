@@ -1,5 +1,6 @@
 """A model with packed weights computes what the model it was made of computes."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -14,7 +15,7 @@ from qlab.models import linears, quantize_model, with_kernels
 from qlab.models.generate import generate_tokens
 from qlab.qtensor import quantize
 from qlab.specs import SPECS
-from tests.models_for_tests import random_model
+from tests.models_for_tests import CONFIG, random_model
 
 MODEL = random_model()
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 320, (2, 9)), jnp.int32)
@@ -40,6 +41,15 @@ def test_logits_are_those_of_the_dense_model(spec):
 def test_integers_stay_exact():
     q = quantized("int8_channel", act="int8_token")
     np.testing.assert_allclose(with_kernels(q)(TOKENS), q(TOKENS), rtol=2e-4, atol=2e-4)
+
+
+def test_deepseeks_tiles_are_packed():
+    """128×128 blocks of weights, 1×128 floored tiles of inputs."""
+    config = dataclasses.replace(CONFIG, hidden_size=128, intermediate_size=128, head_dim=32)
+    q = quantize_model(random_model(config), "rtn", "fp8_block", act="fp8_tile", progress=False)
+    packed = with_kernels(q)
+    assert all(isinstance(layer.weight, Packed) for layer in linears(packed).values())
+    np.testing.assert_allclose(packed(TOKENS), q(TOKENS), rtol=2e-4, atol=2e-4)
 
 
 def test_generates_the_same_text_and_fills_less_memory():
