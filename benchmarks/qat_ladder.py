@@ -288,9 +288,12 @@ def _equal(found: Found) -> list[str]:
 
 
 def _pairs(found: Found) -> list[str]:
-    """Of every kind: each trained row against GPTQ, and against plain STE."""
+    """The control against float, which is what the training alone does; then of every kind each
+    trained row against GPTQ, and against plain STE.
+    """
     lines = ["| | " + " | ".join(JUDGED) + " |", "|---|" + "---:|" * len(JUDGED)]
-    wanted = [(f"{k}, {way}", f"{k}, GPTQ") for k in KINDS for way in WAYS if "QAT" in way]
+    wanted = [(CONTROL, FLOAT)]
+    wanted += [(f"{k}, {way}", f"{k}, GPTQ") for k in KINDS for way in WAYS if "QAT" in way]
     wanted += [(f"{k}, {way}", f"{k}, QAT, STE") for k in KINDS for way in list(WAYS)[3:]]
     for row, other in wanted:
         if row in found and other in found:
@@ -299,7 +302,7 @@ def _pairs(found: Found) -> list[str]:
                 less = paired_difference(found[other][0], found[row][0], text)
                 clear = less.bar is not None and abs(less.value) > 2 * less.bar
                 cells.append(f"**{less}**" if clear else str(less))
-            lines.append(f"| {row}, less {other.split(', ', 1)[1]} | {' | '.join(cells)} |")
+            lines.append(f"| {row}, less {other.split(', ', 1)[-1]} | {' | '.join(cells)} |")
     return lines
 
 
