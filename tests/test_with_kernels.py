@@ -41,6 +41,13 @@ def test_logits_are_those_of_the_dense_model(spec):
 def test_integers_stay_exact():
     q = quantized("int8_channel", act="int8_token")
     np.testing.assert_allclose(with_kernels(q)(TOKENS), q(TOKENS), rtol=2e-4, atol=2e-4)
+    for_gpu = with_kernels(q, target="cuda")
+    assert all(layer.weight.turned for layer in linears(for_gpu).values())
+    np.testing.assert_array_equal(for_gpu(TOKENS), with_kernels(q)(TOKENS))
+    weight_only = with_kernels(quantized("int8_channel"), target="cuda")
+    assert not any(layer.weight.turned for layer in linears(weight_only).values())
+    with pytest.raises(ValueError, match="weights are packed for any or cuda"):
+        with_kernels(q, target="tpu")
 
 
 def test_deepseeks_tiles_are_packed():

@@ -1,7 +1,8 @@
 """Kernels: products with weights that stay packed until the last moment.
 
 One folder an op: `api` checks and dispatches, `reference` is the specification in plain JAX,
-`pallas_tpu` the kernel. `prepack` makes what they read, `matmul` picks the op.
+`pallas_tpu` and `pallas_gpu` the kernels. `prepack` makes what they read, `matmul` picks the op.
+No GPU has timed its kernels yet: `python -m benchmarks.kernels --gpu` will, where there is one.
 """
 
 from qlab.kernels.dequantize.api import dequantize

@@ -87,12 +87,18 @@ def gpu_params(**how: Any) -> Any:
 
 
 def turn(ref: Any) -> Any:
-    """A reference to a matrix as one to its transpose: `transpose_ref` before 0.12."""
+    """A reference to a matrix as one to its transpose: `transpose_ref` before 0.11."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    if hasattr(plgpu, "transpose_ref"):
-        return plgpu.transpose_ref(ref, (1, 0))
-    return ref.transpose((1, 0))
+    return ref.transpose((1, 0)) if version() >= (0, 11) else plgpu.transpose_ref(ref, (1, 0))
+
+
+def load(ref: Any, layout: Any) -> jax.Array:
+    """What a reference holds in a layout of registers; before 0.11 with an index of its own."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    index = () if version() >= (0, 11) else ((),)
+    return plgpu.load(ref, *index, layout=layout)
 
 
 def ieee_divide(a: jax.Array, b: jax.Array, layout: Any) -> jax.Array:

@@ -54,7 +54,7 @@ def fit(tile: GpuTile, x: Any, p: Packed) -> GpuTile | str:
         >>> from qlab.specs import SPECS
         >>> p = prepack(quantize(jnp.ones((192, 576)), SPECS["int4_g64"]))
         >>> fit(GpuTile(16, 128, 256, 4), jnp.ones((3, 576), jnp.bfloat16), p)
-        GpuTile(tokens=8, out=128, inner=192, steps=4, blocks=1)
+        GpuTile(tokens=8, out=64, inner=192, steps=4, blocks=1)
     """
     (out, inner), unit, tokens = p.shape, unit_of(p), len(x)
     least = SUPER if p.layout == "q4_k" else unit
@@ -70,8 +70,9 @@ def fit(tile: GpuTile, x: Any, p: Packed) -> GpuTile | str:
 
     sizes = [n for n in range(least, max(tile.inner, least) + 1, least) if meets(n)]
     across = pl.cdiv(tokens, pl.cdiv(tokens, tile.tokens))  # tiles of one size
-    high = min(tile.out, out, tile.out if integers(p.format) or not p.nibbles else EDGE)
-    tile = tile._replace(tokens=-(-across // 8) * 8, out=high, inner=sizes[-1])
+    plain = out % tile.out == 0 and (integers(p.format) or not p.nibbles)  # tables take registers
+    high = tile.out if plain else EDGE
+    tile = tile._replace(tokens=pl.cdiv(across, 8) * 8, out=high, inner=sizes[-1])
     if tile.out * tile.tokens > SUMS:
         return f"{tile} is too large for registers"
     depth = next((n for n in range(tile.steps, 0, -1) if shared(tile, p, n) <= SHARED), 0)
@@ -97,7 +98,7 @@ def splits_of(tile: GpuTile, tokens: int, p: Packed) -> int:
         >>> splits_of(GpuTile(16, 128, 256, 4, blocks=16), 1, p)  # four tiles of six steps each
         4
     """
-    blocks = pl.cdiv(p.shape[0], tile.out) * pl.cdiv(tokens, tile.tokens)
+    blocks = p.shape[0] // tile.out * pl.cdiv(tokens, tile.tokens)
     return max(1, min(tile.blocks // blocks, p.shape[1] // tile.inner))
 
 
@@ -114,7 +115,7 @@ def share(steps: int, splits: int, s: jax.Array) -> tuple[jax.Array, int | jax.A
 
 def read(ref: Any, layout: Any, staged: bool) -> jax.Array:
     """What lies in shared memory, in a layout of registers; the interpreter knows no layouts."""
-    return ref[...] if staged else plgpu.load(ref, (), layout=layout)
+    return ref[...] if staged else compat.load(ref, layout)
 
 
 def turned(ref: Any, staged: bool) -> jax.Array:
@@ -234,9 +235,8 @@ def specs(p: Packed, tile: GpuTile, where: Callable[..., tuple]) -> list[Any]:
     Args:
         p: the weights.
         tile: sizes of a tile.
-        where: index of the pipeline -> (tile along inputs, first output).
+        where: index of the pipeline -> (tile along inputs, tile along outputs).
     """
-    inner = pl.Element(tile.out)
 
     def block(*shape: int, steps: int = 1, **how: Any) -> Any:
         def index(*grid: Any) -> tuple:
@@ -244,7 +244,7 @@ def specs(p: Packed, tile: GpuTile, where: Callable[..., tuple]) -> list[Any]:
             k = k if steps == 1 else jax.lax.div(k, jnp.int32(steps))
             return (k, *(0,) * (len(shape) - 1), n)
 
-        return plgpu.BlockSpec((*shape, inner), index, **how)
+        return plgpu.BlockSpec((*shape, tile.out), index, **how)
 
     rows = tile.inner // 2 if p.nibbles else tile.inner
     codes = block(rows, **swizzled(EDGE, 1))
@@ -284,14 +284,12 @@ def multiply(acc: Any, a: jax.Array, x_ref: Any, staged: bool) -> None:
 def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, x_gmem: Any, *refs: Any) -> None:
     *stored, y_gmem, y_smem = refs
     n, t, s = (jax.lax.axis_index(name) for name in ("n", "t", "s"))
-    (out, inner), (parts, tokens, _) = p.shape, x_gmem.shape
-    begin, steps = share(inner // tile.inner, splits, s)
-    first = jnp.minimum(n * tile.out, out - tile.out)  # the last tile moves back to the edge
-    token = jnp.minimum(t * tile.tokens, tokens - tile.tokens)
+    begin, steps = share(p.shape[1] // tile.inner, splits, s)
+    parts = x_gmem.shape[0]
     width = unit_of(p) // parts  # columns of x that meet one unit
     x_spec = plgpu.BlockSpec(
-        (parts, pl.Element(tile.tokens), tile.inner // parts),
-        lambda k: (0, token, begin + k),
+        (parts, tile.tokens, tile.inner // parts),
+        lambda k: (0, t, begin + k),
         **swizzled(width, 2),
     )
 
@@ -307,7 +305,7 @@ def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, x_gmem: Any, *ref
         plgpu.emit_pipeline(
             partial(step, acc),
             grid=(steps,),
-            in_specs=[x_spec, *specs(p, tile, lambda k: (begin + k, first))],
+            in_specs=[x_spec, *specs(p, tile, lambda k: (begin + k, n))],
             max_concurrent_steps=tile.steps,
         )(x_gmem, *stored)
         return acc[...]
@@ -318,7 +316,7 @@ def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, x_gmem: Any, *ref
     for edge in range(0, tile.out, EDGE):  # 64 outputs at a time: at most 2
         write(y[edge : edge + EDGE], y_smem, staged)
         plgpu.commit_smem()
-        to = y_gmem.at[s, pl.ds(token, tile.tokens), pl.ds(first + edge, EDGE)]
+        to = y_gmem.at[s, pl.ds(t * tile.tokens, tile.tokens), pl.ds(n * tile.out + edge, EDGE)]
         plgpu.copy_smem_to_gmem(y_smem, to)
         plgpu.wait_smem_to_gmem(0)
 
@@ -342,12 +340,13 @@ def matmul(x: jax.Array, p: Packed, tile: GpuTile, interpret: Any = None) -> jax
     """
     tokens, out = len(x), p.shape[0]
     splits = splits_of(tile, tokens, p)
-    padded = -(-tokens // 8) * 8
+    tiles = pl.cdiv(tokens, tile.tokens)
+    padded = tiles * tile.tokens
     dtype = x.dtype if splits == 1 else jnp.dtype(FLOAT)
     y = plgpu.kernel(
         partial(_body, p, tile, splits, interpret is not None),
         out_type=jax.ShapeDtypeStruct((splits, padded, out), dtype),
-        grid=(pl.cdiv(out, tile.out), pl.cdiv(padded, tile.tokens), splits),
+        grid=(out // tile.out, tiles, splits),
         grid_names=("n", "t", "s"),
         scratch_types=[plgpu.SMEM((tile.tokens, EDGE), dtype)],
         compiler_params=compat.gpu_params(),

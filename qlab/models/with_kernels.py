@@ -20,7 +20,7 @@ from qlab.qtensor import QTensor
 from qlab.suggest import counted
 
 
-def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
+def with_kernels(model: Transformer, dtype: str | None = None, target: str = "any") -> Transformer:
     """A new model whose quantized linears are packed for the kernels; `model` stays as it was.
 
     A quantized embedding that also reads the logits out is packed as a head of its own, and stays
@@ -30,13 +30,15 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
         model: as `quantize_model` gives it: linears hold QTensors.
         dtype: what products are computed in, "bfloat16" or "float32"; None: the dtype of the
             activations, float32.
+        target: as `kernels.prepack` takes it, for linears whose inputs are quantized too: "cuda"
+            packs their weights as a GPU multiplies bytes.
 
     Returns:
         the model. Linears that stayed as they were are listed in its notes with the reason, and in
         a warning.
 
     Raises:
-        ValueError: no linear can be packed, naming the first and why; another dtype.
+        ValueError: no linear can be packed, naming the first and why; another dtype or target.
 
     Example:
         >>> q = qlab.quantize_model(qlab.load("tiny"), "rtn", "int4_g64")   # doctest: +SKIP
@@ -46,7 +48,7 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
     stayed: dict[str, str] = {}
 
     def change(path: str, layer: Linear) -> Linear:
-        new = _packed(layer, dtype)
+        new = _packed(layer, dtype, target)
         if isinstance(new, str):
             stayed[path] = new
             return layer
@@ -58,7 +60,7 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
         path, why = next(iter(stayed.items()))
         raise ValueError(f"no linear can be packed; {path}: {why}")
     table = model.lm_head or Linear(model.embed_tokens.weight)
-    head = _packed(table, dtype)
+    head = _packed(table, dtype, target)
     if isinstance(head, Linear):
         new.lm_head = head
     elif isinstance(table.weight, QTensor):
@@ -71,7 +73,7 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
     return new
 
 
-def _packed(layer: Linear, dtype: str | None) -> Linear | str:
+def _packed(layer: Linear, dtype: str | None, target: str) -> Linear | str:
     """The same linear with packed weights, or why not."""
     if not isinstance(layer.weight, QTensor):
         if isinstance(layer.weight, Trained):
@@ -80,7 +82,9 @@ def _packed(layer: Linear, dtype: str | None) -> Linear | str:
     reason = unsupported(layer.weight)
     if reason:
         return reason
-    packed = prepack(layer.weight, dtype)
+    packed = prepack(layer.weight, dtype, target)
+    if layer.act is None:
+        packed = packed.turn(False)
     if isinstance(layer.act, Act):
         reason = unsupported_act(packed, layer.act)
         if reason:

@@ -30,7 +30,6 @@ def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, move_gmem: Any, *
     *stored, w_gmem, move_ref, w_smem, barrier = refs
     n, s = (jax.lax.axis_index(name) for name in ("n", "s"))
     begin, steps = gpu.share(p.shape[1] // tile.inner, splits, s)
-    first = jnp.minimum(n * tile.out, p.shape[0] - tile.out)
     plgpu.copy_gmem_to_smem(move_gmem, move_ref, barrier)
     plgpu.barrier_wait(barrier)
     units, size = w_smem.shape[0], w_smem.shape[2]
@@ -48,13 +47,13 @@ def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, move_gmem: Any, *
             w_smem[unit] = w.astype(w_smem.dtype)
             plgpu.commit_smem()
             k = ((begin + index[0]) * units + unit) * size
-            to = w_gmem.at[pl.ds(first, tile.out), pl.ds(k, size)]
+            to = w_gmem.at[pl.ds(n * tile.out, tile.out), pl.ds(k, size)]
             plgpu.copy_smem_to_gmem(w_smem.at[unit], to)
 
     plgpu.emit_pipeline(
         step,
         grid=(steps,),
-        in_specs=gpu.specs(p, tile, lambda k: (begin + k, first)),
+        in_specs=gpu.specs(p, tile, lambda k: (begin + k, n)),
         max_concurrent_steps=tile.steps,
     )(*stored)
     plgpu.wait_smem_to_gmem(0)
@@ -68,7 +67,7 @@ def dequantize(p: Packed, dtype: str, *, tile: GpuTile, interpret: Any = None) -
     return plgpu.kernel(
         partial(_body, p, tile, splits, interpret is not None),
         out_type=jax.ShapeDtypeStruct((out, inner), dtype),
-        grid=(pl.cdiv(out, tile.out), splits),
+        grid=(out // tile.out, splits),
         grid_names=("n", "s"),
         scratch_types=[
             plgpu.SMEM(move.shape, move.dtype, **gpu.swizzled(move.shape[2], 2)),
