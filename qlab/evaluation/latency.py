@@ -204,9 +204,9 @@ class Bench:
         )
         bandwidth = _figures(max(self.speeds.bandwidth) / 1e9)
         found = [
-            f"measured beside the models, the best rounds: memory {bandwidth} GB/s (an array scaled "
-            f"in place, read and written), products of {peaks}; “of roof” is the least time that "
-            "these allow over the time taken.",
+            f"measured beside the models, the best rounds: memory {bandwidth} GB/s (an array "
+            f"scaled in place, read and written), products of {peaks}; “of roof” is the least time "
+            "that these allow over the time taken.",
             f"{counted(self.context, 'token')} of prompt, then {counted(self.new_tokens, 'step')} "
             f"of decode; medians of {counted(self.rounds, 'round')} through all rows in turn; "
             f"{self.device}, {counted(self.cores, 'core')}, load {self.load:.1f}, "
