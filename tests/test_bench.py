@@ -290,6 +290,13 @@ def test_it_shows_itself_everywhere():
     assert "cpu (x)" in figure.get_label() and len(figure.axes) == 2
 
 
+def test_its_picture_is_the_same_twice(tmp_path):
+    files = [qlab.plots.save(table().figure(), tmp_path / name, dpi=40) for name in "ab"]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+    titled = qlab.plots.latency(table(), title="A title").get_label()
+    assert titled.startswith("A title, 8 tokens of prompt")
+
+
 def test_json_brings_it_back(tmp_path):
     found = quick(MODEL, batch=[1, 2])
     assert Bench.from_dict(json.loads(found.to_json())) == found
@@ -305,6 +312,8 @@ def test_a_roof_of_products_that_were_not_timed():
     with pytest.raises(ValueError, match="did you mean 'float32'"):
         table().speeds.roof("float3")
     assert table().speeds.roof("float32") == Roof(20e9, 100e9)
+    uneven = Speeds((1e9, 3e9, 2e9), {"int8": (5e9, 4e9, 6e9)})
+    assert uneven.roof("int8") == Roof(3e9, 6e9)  # what was reached once can be reached
 
 
 def test_ratios_are_taken_round_by_round():

@@ -17,9 +17,13 @@ import pytest
 import qlab.exercises as exercises
 from qlab.activations import ACTS, act_matmul
 from qlab.evaluation.bars import bootstrap
+from qlab.evaluation.roofline import Roof, crossover, decode_load, speedup
+from qlab.evaluation.shapes import SHAPES
 from qlab.exercises.judge import judge
+from qlab.exercises.kernels import kernel_output
 from qlab.formats import FORMATS, INT2, INT4, INT8, UINT4
 from qlab.io.ggml import decode, encode, to_qtensor
+from qlab.kernels import prepack, w4a16
 from qlab.methods import qat
 from qlab.methods.awq import awq, awq_candidates
 from qlab.methods.four_over_six import four_over_six
@@ -311,6 +315,31 @@ def test_the_solutions_of_qat_agree_with_the_library():
     np.testing.assert_allclose(right["distillation"](3 * w, 3 * x, 2.0), theirs, rtol=1e-5)
 
 
+def test_the_solutions_of_kernels_agree_with_the_library():
+    """The arithmetic is the roofline's, the bytes are prepack's, the tiles are the kernels'."""
+    right = {name: e.solution for name, e in ALL.items()}
+    shape, roof = SHAPES["llama-3.1-8b"], Roof(3350e9, 989.4e12)
+    weights = shape.params - shape.table
+    ours = right["decode_bytes"](weights, 4.25, 2048, shape.cached, 16)
+    assert ours == decode_load(shape, 4.25, 1, 2048).bytes
+    batch = right["compute_bound_batch"](4.25, roof.bandwidth, roof.peak)
+    assert batch == pytest.approx(crossover(shape, 4.25, roof))
+    assert right["speedup_bound"](weights, 4.25, 0) == pytest.approx(speedup(shape, 4.25, roof, 1))
+    tokens = right["cache_crossover"](weights, 4.25, shape.cached, 16)
+    both = decode_load(shape, 4.25, 1, tokens).bytes
+    assert both == pytest.approx(2 * decode_load(shape, 4.25).bytes)
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(5, 128)), jnp.float32)
+    q = quantize(w, SPECS["int4_g64"])
+    p = prepack(q)
+    codes = right["kernel_nibbles"](p.codes)
+    np.testing.assert_array_equal(codes.T, q.spec.format.decode(q.codes))
+    x, scale = w[:3] + 1, p.scale.astype(jnp.float32)
+    np.testing.assert_allclose(right["w4_tile"](x, codes, scale), w4a16(x, p), rtol=1e-4, atol=1e-4)
+    empty = jnp.zeros(codes.shape)
+    unpacked = kernel_output(right["dequantize_tile"], codes.astype(jnp.int8), scale, empty)
+    np.testing.assert_allclose(unpacked.T, dequantize(q), rtol=1e-6)
+
+
 def stepped(right, w):
     return right["straight_through"](w, 0.25)
 
@@ -407,7 +436,47 @@ def loop_fp4(w, scale):
                      for row, s in zip(w, scale)])  # fmt: skip
 
 
+def by_bits(packed):
+    """Right, and written with numpy's own int8: shifted up and down again."""
+    signed = np.array(packed).view(np.int8)
+    both = np.empty((2 * len(signed), signed.shape[1]), np.int8)
+    both[0::2], both[1::2] = (signed << 4).astype(np.int8) >> 4, signed >> 4
+    return both
+
+
+def loop_tile(x, codes, scale):
+    """Right, and written token by token, group by group."""
+    size, y = len(codes) // len(scale), np.zeros((len(x), codes.shape[1]))
+    for t in range(len(x)):
+        for k in range(len(codes)):
+            y[t] += float(x[t, k]) * np.array(codes[k], float) * np.array(scale[k // size])
+    return y
+
+
+def row_by_row(codes_ref, scale_ref, w_ref):
+    """Right, and written with a loop over rows."""
+    size = codes_ref.shape[0] // scale_ref.shape[0]
+    for row in range(codes_ref.shape[0]):
+        w_ref[row] = codes_ref[row].astype(jnp.float32) * scale_ref[row // size]
+
+
+def returned(codes_ref, scale_ref, w_ref):
+    return codes_ref[...].astype(jnp.float32) * scale_ref[0]
+
+
+def without_a_cast(codes_ref, scale_ref, w_ref):
+    w_ref[...] = codes_ref[...]
+
+
 RIGHT = [
+    ("decode_bytes", lambda w, b, t, c, k: np.float32(w * b + t * c * k) / 8),
+    ("compute_bound_batch", lambda bits, bw, peak: (peak / bw) * (bits / 16)),
+    ("cache_crossover", lambda w, b, c, k: (w * b / 8) / (c * k / 8)),
+    ("speedup_bound", lambda w, b, rest: (16 * w + 8 * rest) / (b * w + 8 * rest)),
+    ("kernel_nibbles", by_bits),
+    ("w4_tile", loop_tile),
+    ("w4_tile", lambda x, c, s: x @ (c * jnp.repeat(s, len(c) // len(s), axis=0))),
+    ("dequantize_tile", row_by_row),
     ("e4m3_value", by_a_table),
     (
         "to_e4m3",
@@ -472,6 +541,15 @@ def test_other_right_answers_pass(name, function, capsys):
 
 
 WRONG = [
+    ("decode_bytes", lambda w, b, t, c, k: 0.0, "you give 0, expected"),
+    ("compute_bound_batch", lambda bits, bw, peak: bw / peak, "23,170 times too small"),
+    ("speedup_bound", lambda w, b, rest: 3.76, "you give 3.76, expected 3.15"),
+    ("kernel_nibbles", lambda p: p & 15, "wrong shape of the codes: got (4, 3), expected (8, 3)"),
+    ("w4_tile", lambda x, c, s: (x @ c) * s, "raises TypeError"),
+    ("w4_tile", lambda x, c, s: c * 1.0, "wrong shape of the y: got (8, 3), expected (5, 3)"),
+    ("dequantize_tile", returned, "a kernel returns nothing, it writes"),
+    ("dequantize_tile", lambda codes, scale: None, "arguments (codes_ref, scale_ref, w_ref)"),
+    ("dequantize_tile", without_a_cast, "Value dtype: int8"),
     ("e4m3_value", lambda code: code / 8, "numbers differ"),
     ("to_e4m3", lambda x, s: (x / s).astype(jnp.float8_e4m3fn), "multiply by it again"),
     ("power_scales", lambda w: 2.0 ** jnp.floor(jnp.log2(jnp.abs(w).max(-1)) - 2),

@@ -70,9 +70,8 @@ def _rooflines(axes: Any, bench: Any, looks: dict[str, dict[str, Any]]) -> None:
         _points(axes, [(r.prompt, r.first_token) for r in rows], {**look, "mfc": "white"})
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="10⁹ operations/s")
     slope = bench.speeds.roof(dtypes[0]).bandwidth
-    at = (x[0] * ridges[0]) ** 0.5
-    axes.annotate(f"memory: {slope / 1e9:,.3g} GB/s", (at, slope * at / 1e9), xytext=(9, -8),
-                  textcoords="offset points", fontsize=8.5, ha="left")  # fmt: skip
+    words = f"slope: memory,\n{slope / 1e9:,.3g} GB/s"
+    axes.text(0.015, 0.98, words, transform=axes.transAxes, va="top", fontsize=8.5)
     axes.set_xlim(x[0] / 4, x[-1])
     axes.set_title("Under the roof: decode filled, prompts hollow")
     _plain(axes)

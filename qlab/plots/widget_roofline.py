@@ -212,16 +212,23 @@ def _head(picture: Picture, data: RooflineData, lang: str) -> None:
 
 
 def decades(axis: Axis) -> list[float]:
-    """The powers of ten inside an axis, every third or second where they are many."""
+    """The powers of ten inside an axis; 2 and 5 times them too where they are few.
+
+    Example:
+        >>> decades(Axis(3, 70, 0, 1)), decades(Axis(0.5, 2000, 0, 1))
+        ([5.0, 10.0, 20.0, 50.0], [1.0, 10.0, 100.0, 1000.0])
+    """
     low, high = (math.log10(v) for v in (axis.lo, axis.hi))
-    powers = range(math.ceil(low), math.floor(high) + 1)
-    return [10.0**k for k in powers]
+    powers = range(math.floor(low), math.floor(high) + 1)
+    parts = (1, 2, 5) if high - low < 2 else (1,)
+    ticks = [float(f"{m}e{k}") for k in powers for m in parts]
+    return [tick for tick in ticks if axis.lo <= tick <= axis.hi]
 
 
 def _frame(picture: Picture, data: RooflineData, x: Axis, y: Axis, lang: str) -> None:
     words = say(TITLES.get(data.machine, "under the roof of {name}"), lang, name=data.machine)
     speeds = (rate(data.roof.bandwidth, "B"), rate(data.roof.peak, "FLOP"))
-    told = say("memory {a}, multiplication {b}", lang, a=speeds[0], b=speeds[1])
+    told = say("slope: memory {a}; roof: multiplication {b}", lang, a=speeds[0], b=speeds[1])
     title(picture, 0, TITLE, words, note=told)
     for tick in decades(y):
         at = float(y(tick))
@@ -236,7 +243,7 @@ def _frame(picture: Picture, data: RooflineData, x: Axis, y: Axis, lang: str) ->
     middle = (x.start + x.end) / 2
     words = say("operations a byte; up: operations a second", lang)
     picture.text(middle, LOW + 32, words, size=11, colour="muted", anchor="middle")
-    _roof(picture, data.roof, x, y, lang)
+    _roof(picture, data.roof, x, y)
 
 
 def _prefixed(value: float) -> str:
@@ -247,8 +254,8 @@ def _prefixed(value: float) -> str:
     return f"{value:g}"
 
 
-def _roof(picture: Picture, roof: Roof, x: Axis, y: Axis, lang: str) -> None:
-    """The slope of memory and the roof of multiplication, each with its number."""
+def _roof(picture: Picture, roof: Roof, x: Axis, y: Axis) -> None:
+    """The slope of memory, the roof of multiplication, and where they meet."""
     ridge = min(max(roof.ridge, LEAST), MOST)
     corner = (float(x(ridge)), float(y(roof.attainable(ridge))))
     start = (float(x(LEAST)), float(y(roof.attainable(LEAST))))
@@ -257,10 +264,6 @@ def _roof(picture: Picture, roof: Roof, x: Axis, y: Axis, lang: str) -> None:
                     opacity=0.4)  # fmt: skip
     picture.line(*zip(start, corner, end), stroke="ink", width=2.2)
     picture.segments(corner[0], corner[1], corner[0], LOW, stroke="muted", dash="dot")
-    words = say("multiplication", lang)
-    picture.text(end[0] - 4, end[1] - 9, words, size=11.5, anchor="end")
-    below = min(start[1] + 8, LOW - 6)
-    picture.text(start[0] + 16, below, say("memory", lang), size=11.5)
 
 
 def _place(data: RooflineData, load: Load, x: Axis, y: Axis) -> tuple[float, float]:
