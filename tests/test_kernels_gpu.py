@@ -209,7 +209,8 @@ def test_other_gpus_run_the_reference(monkeypatch):
 
 def test_tilings_of_gpus():
     assert tilings.find_gpu(1, "NVIDIA H200") == tilings.TILINGS["NVIDIA H200"]["decode"]
-    assert tilings.find_gpu(17, "NVIDIA H100 PCIe", bits=8).steps == 3
+    bytes_row = tilings.TILINGS["NVIDIA H100"]["prefill 8"]
+    assert tilings.find_gpu(17, "NVIDIA H100 PCIe", bits=8) == bytes_row
     with pytest.warns(UserWarning, match="no tiling is known for 'NVIDIA H900'"):
         assert tilings.find_gpu(1, "NVIDIA H900") == tilings.TILINGS["NVIDIA"]["decode"]
     assert isinstance(tilings.find(1), Tile)
