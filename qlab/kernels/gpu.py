@@ -188,7 +188,9 @@ def ranges_of(p: Packed, refs: list[Any], unit: int, staged: bool) -> list[jax.A
 
 
 def weights_of(p: Packed, refs: list[Any], unit: int, staged: bool) -> list[jax.Array]:
-    """Weights of one unit, float32 (outputs, inputs): an array for bytes, two for nibbles."""
+    """Weights of one unit, float32 (outputs, inputs): an array for bytes, two for nibbles. The
+    compiler may fuse the product with the addition of an offset: one rounding less.
+    """
     codes_ref, *rest = refs
     rows = codes_ref.shape[0] * unit_of(p) // inner_of(p, codes_ref)
     found = codes_of(p, codes_ref.at[pl.ds(unit * rows, rows)], staged)

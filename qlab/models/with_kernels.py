@@ -28,7 +28,7 @@ def with_kernels(model: Transformer, dtype: str | None = None) -> Transformer:
     Args:
         model: as `quantize_model` gives it: linears hold QTensors.
         dtype: what products are computed in, "bfloat16" or "float32"; None: the dtype of the
-            activations, float32.
+            activations, float32. The kernels of a GPU are for "bfloat16".
 
     Returns:
         the model. Linears that stayed as they were are listed in its notes with the reason, and in
