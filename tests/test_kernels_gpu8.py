@@ -206,6 +206,19 @@ def test_exports_to_cuda(op, name, act, tokens):
     assert "mosaic_gpu" in program.mlir_module()
 
 
+@pytest.mark.parametrize("name, act", [(n, act) for _, n, act in CALLS if n])
+def test_stacks_of_weights_and_inputs(name, act):
+    """vmap makes an axis of the grid of either; so do experts and stacked layers."""
+    (q, p), x = packed(name, 64, 256), numbers(20, 256)
+    two = jax.tree.map(lambda a: jnp.stack([a, a]), (x, p))
+    run = jax.vmap(lambda x, p: kernels.matmul(x, p, act))
+    for y in run(*two):
+        assert_sums_close(y, kernels.matmul(x, p, act), x, dequantize(q))
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), two)
+    program = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=CHECKS)(*shapes)
+    assert program.mlir_module().count("mosaic_gpu") >= 2  # rounding and product
+
+
 def test_what_a_gpu_does_not_multiply():
     x = jnp.zeros((3, 128), jnp.int8)
     scale = jnp.ones((3, 1))

@@ -28,7 +28,7 @@ from qlab.kernels.tilings import GpuTile
 
 FLOAT = jnp.float32
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one number a row of the register operand
-EDGE = 64  # outputs that fill the rows of the tensor cores, and what a tile starts at
+EDGE = 64  # outputs that fill the rows of the tensor cores
 SHARED = 227 << 10  # bytes of shared memory of a thread block
 SUMS = 128 * 128  # what 128 threads sum up in half of their registers
 HALF = 0x6400  # bits of the float16 1024: with an integer n < 1024 in its low bits it is 1024 + n
@@ -59,7 +59,7 @@ def fit(tile: GpuTile, x: Any, p: Packed) -> GpuTile | str:
     (out, inner), unit, tokens = p.shape, unit_of(p), len(x)
     least = SUPER if p.layout == "q4_k" else unit
     if x.dtype != jnp.bfloat16:
-        return f"the GPU's kernel multiplies bfloat16, not {x.dtype}"
+        return f"the GPU's kernel multiplies bfloat16, not {x.dtype} (see the dtype of prepack)"
     if not unit:
         return f"the GPU's kernel reads groups that 32 divides, not {p.group}"
     if out % EDGE:
@@ -188,7 +188,9 @@ def ranges_of(p: Packed, refs: list[Any], unit: int, staged: bool) -> list[jax.A
 
 
 def weights_of(p: Packed, refs: list[Any], unit: int, staged: bool) -> list[jax.Array]:
-    """Weights of one unit, float32 (outputs, inputs): an array for bytes, two for nibbles."""
+    """Weights of one unit, float32 (outputs, inputs): an array for bytes, two for nibbles. The
+    compiler may fuse the product with the addition of an offset: one rounding less.
+    """
     codes_ref, *rest = refs
     rows = codes_ref.shape[0] * unit_of(p) // inner_of(p, codes_ref)
     found = codes_of(p, codes_ref.at[pl.ds(unit * rows, rows)], staged)
@@ -247,7 +249,7 @@ def specs(p: Packed, tile: GpuTile, where: Callable[..., tuple]) -> list[Any]:
         return plgpu.BlockSpec((*shape, tile.out), index, **how)
 
     rows = tile.inner // 2 if p.nibbles else tile.inner
-    codes = block(rows, **swizzled(EDGE, 1))
+    codes = block(rows, **swizzled(tile.out, 1))
     if p.layout == "q4_k":
         return [codes, *(block(tile.inner // SUPER, size) for size in (12, 2))]
     one = block(max(tile.inner // p.group, 1), steps=max(p.group // tile.inner, 1))
@@ -310,11 +312,9 @@ def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, x_gmem: Any, *ref
         )(x_gmem, *stored)
         return acc[...]
 
-    y = pl.run_scoped(product, plgpu.WGMMAAccumulatorRef((tile.out, tile.tokens), FLOAT)).astype(
-        y_smem.dtype
-    )
+    y = pl.run_scoped(product, plgpu.WGMMAAccumulatorRef((tile.out, tile.tokens), FLOAT))
     for edge in range(0, tile.out, EDGE):  # 64 outputs at a time: at most 2
-        write(y[edge : edge + EDGE], y_smem, staged)
+        write(y[edge : edge + EDGE].astype(y_smem.dtype), y_smem, staged)
         plgpu.commit_smem()
         to = y_gmem.at[s, pl.ds(t * tile.tokens, tile.tokens), pl.ds(n * tile.out + edge, EDGE)]
         plgpu.copy_smem_to_gmem(y_smem, to)

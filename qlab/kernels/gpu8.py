@@ -5,7 +5,7 @@
 The tensor cores (wgmma) read both operands from shared memory, and numbers of 8 bits only along
 rows of inputs: x is (tokens, in) and w (out, in), `Packed.turned`. int8 is summed in int32 by the
 tensor cores, exactly. They keep about 14 bits of a sum of FP8 products (DeepSeek-AI 2024, arXiv
-2412.19437, §3.5.2), so every 128 inputs the sum is added to a float32 one in registers, times the
+2412.19437, §3.3.2), so every 128 inputs the sum is added to a float32 one in registers, times the
 scales of its block where there are such. What lies beyond an edge is read as zeros and not written.
 """
 
@@ -130,7 +130,7 @@ def _kernel(tile: GpuTile, interpreted: bool, x: Any, s_x: Any, w: Any, s_w: Any
             partial(_exact, here, x, s_x, w, s_w, y), plgpu.WGMMAAccumulatorRef(across, jnp.int32)
         )
         return
-    blocks = [s_x, s_w] if len(s_w) > 1 else []
+    blocks = [s_x, s_w] if s_w.shape[0] > 1 else []
     body, start = partial(_promote, here), jnp.zeros(across, jnp.float32)
     total = _along_inputs(here, body, [x, w, *blocks], start=start)
     if blocks:

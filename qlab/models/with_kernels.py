@@ -29,7 +29,7 @@ def with_kernels(model: Transformer, dtype: str | None = None, target: str = "an
     Args:
         model: as `quantize_model` gives it: linears hold QTensors.
         dtype: what products are computed in, "bfloat16" or "float32"; None: the dtype of the
-            activations, float32.
+            activations, float32. The kernels of a GPU are for "bfloat16".
         target: as `kernels.prepack` takes it, for linears whose inputs are quantized too: "cuda"
             packs their weights as a GPU multiplies bytes.
 

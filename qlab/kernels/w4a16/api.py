@@ -47,7 +47,8 @@ def w4a16(
     p = p.turn(False)
     tile = tile_of("w4a16", p, len(x), tiling, interpret)
     kernel = pallas_tpu.w4a16 if tile else reference.w4a16
-    gpu_tile = gpu_tile_of("w4a16", partial(gpu.fit, x=x, p=p), len(x), tiling, interpret)
+    bits, fit = 4 if p.nibbles else 8, partial(gpu.fit, x=x, p=p)
+    gpu_tile = gpu_tile_of("w4a16", fit, len(x), tiling, interpret, bits)
     cuda = pallas_gpu.w4a16 if gpu_tile else None
     how = {"tile": tile, "gpu_tile": gpu_tile, "interpret": interpret}
     near = cpu.fastest(reference.w4a16, x, p)
