@@ -188,6 +188,15 @@ def test_any_model_is_timed(packed):
 def test_names_differ(packed):
     found = quick([MODEL, packed, MODEL], rounds=1)
     assert found.models == ("random", "random rtn int4_g64, kernels", "random (2)")
+    odd = jax.tree.map(lambda leaf: leaf, MODEL)
+    odd.label = dataclasses.replace(MODEL.label, name="a (b)")
+    assert list(module._named([odd, odd, odd])) == ["a (b)", "a (b) (2)", "a (b) (3)"]
+
+
+def test_integers_on_both_sides_are_not_unpacked():
+    q = quantize_model(MODEL, "rtn", "int8_channel", act="int8_token", progress=False)
+    (row,) = quick(with_kernels(q), rounds=1).rows
+    assert row.products == "int8" and "unpacked" not in " ".join(row.notes)
 
 
 def test_prompts_are_repeated_or_cut():

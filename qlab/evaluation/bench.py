@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,15 +117,15 @@ def bench(
 
 def _named(models: Any) -> dict[str, Transformer]:
     """Models by the names of their rows, which differ."""
+    named: dict[str, Any]
     if isinstance(models, Mapping):
         named = dict(models)
     else:
         several = [models] if isinstance(models, str | Transformer) else list(models)
-        named = {}
-        for model in several:
-            name = _called(model)
-            again = sum(known.partition(" (")[0] == name for known in named)
-            named[f"{name} ({again + 1})" if again else name] = model
+        names = [_called(model) for model in several]
+        again = [names[:i].count(name) for i, name in enumerate(names)]
+        names = [f"{name} ({n + 1})" if n else name for name, n in zip(names, again)]
+        named = dict(zip(names, several))
     for model in named.values():
         if not isinstance(model, Transformer):
             load = f"; give qlab.load({model!r})" if isinstance(model, str) else ""
@@ -298,14 +298,14 @@ def _row(
     )
 
 
-def _notes(name: str, model: Transformer, running: Transformer, kinds: dict[str, int]):
+def _notes(
+    name: str, model: Transformer, running: Transformer, kinds: dict[str, int]
+) -> Iterator[str]:
     """What the numbers of a model do not say themselves."""
-    weights = [layer.weight for layer in linears(running).values()]
-    packed = any(isinstance(w, Packed) for w in weights)
     unpacked = [
         old.weight
-        for old, new in zip(linears(model).values(), weights)
-        if isinstance(old.weight, QTensor) and isinstance(new, jax.Array)
+        for old, new in zip(linears(model).values(), linears(running).values())
+        if isinstance(old.weight, QTensor) and isinstance(new.weight, jax.Array)
     ]
     if unpacked:
         bits = bits_per_weight(unpacked[0])
@@ -313,20 +313,30 @@ def _notes(name: str, model: Transformer, running: Transformer, kinds: dict[str,
             f"{name}: QTensors ({bits:.4g} bits a weight in {counted(len(unpacked), 'linear')}) "
             "are dequantized once, so a step reads float32; qlab.with_kernels keeps them packed."
         )
-    if packed and support()["w4a16"] != "Pallas kernel":
-        yield (
-            f"{name}: packed weights are unpacked by XLA before each product on this "
-            f"{jax.default_backend()}; what that moves is not counted."
-        )
-    head = running.lm_head.weight if running.lm_head is not None else running.embed_tokens.weight
-    if packed and isinstance(head, jax.Array):
-        share = head.nbytes / read_bytes(running)
-        yield f"{name}: the head is {head.dtype} and {share:.0%} of the weights' bytes."
+    yield from _kernel_notes(name, running)
     if len(kinds) > 1:
         parts = ", ".join(f"{dtype} {n / sum(kinds.values()):.0%}" for dtype, n in kinds.items())
         yield f"{name}: products by weights: {parts}; its roof is that of the first."
     if model.kv is not None:
         yield f"{name}: a step decodes the whole quantized cache to float32, seen or not."
+
+
+def _kernel_notes(name: str, running: Transformer) -> Iterator[str]:
+    """What packed weights run as here, and what was not packed."""
+    layers = [one for one in linears(running).values() if isinstance(one.weight, Packed)]
+    plain = [one.weight for one in layers if one.act is None and isinstance(one.weight, Packed)]
+    for op in sorted({"q4_k" if weight.layout == "q4_k" else "w4a16" for weight in plain}):
+        if support()[op].startswith("reference"):
+            yield (
+                f"{name}: packed weights are unpacked by XLA before each product on this "
+                f"{jax.default_backend()}; what that moves is not counted."
+            )
+        elif "reference" in support()[op]:
+            yield f"{name}: {op} runs here as {support()[op]}."
+    head = running.lm_head.weight if running.lm_head is not None else running.embed_tokens.weight
+    if layers and isinstance(head, jax.Array):
+        share = head.nbytes / read_bytes(running)
+        yield f"{name}: the head is {head.dtype} and {share:.0%} of the weights' bytes."
 
 
 def _device() -> str:
