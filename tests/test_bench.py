@@ -126,7 +126,7 @@ def test_what_is_timed():
     """One look before and after a prompt, one before and after all decode steps, and so on."""
     clock = Clock(0.5)
     found = quick(MODEL, batch=[1, 3], clock=clock, rounds=2, new_tokens=4)
-    assert clock.looks == 3 * (2 * 4 + 2 * 2)  # a round to compile; rows; memory and products
+    assert clock.looks == 3 * (2 * 4 + 2 * 2 * 3)  # a round to compile; rows; three probes of two
     for row in found.rows:
         assert row.first == (0.5, 0.5) and row.step == (0.125, 0.125)
         assert row.tokens_per_second == row.batch * 8
@@ -135,9 +135,14 @@ def test_what_is_timed():
         assert row.decode == steps.load_of(MODEL, MODEL.caches(row.batch, 16), 1)
         assert row.weight_bytes + row.cache_bytes == row.decode.bytes
         assert row.shape.params == LINEARS + TABLE and row.shape.cached == 2 * 2 * 2 * 16
-    assert found.speeds.bandwidth == (4 * 2 * 2**12 / 0.5,) * 2
-    assert found.speeds.peaks == {"float32": (2 * 2 * 16**3 / 0.5,) * 2}
+    assert found.speeds.bandwidth == (2 * 2**12 / 0.5,) * 2
+    assert found.speeds.peaks == {"float32": (2 * 16**3 / 0.5,) * 2}
     assert (found.context, found.new_tokens, found.rounds) == (12, 4, 2)
+
+
+def test_the_machine_is_probed_for_its_best():
+    times = iter([0, 4, 10, 11, 20, 22])
+    assert module._best(lambda: None, 8.0)(lambda: next(times)) == 8.0
 
 
 def test_rounds_go_forwards_and_backwards():

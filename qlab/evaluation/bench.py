@@ -32,7 +32,8 @@ from qlab.suggest import counted
 
 Clock = Callable[[], float]
 CONTEXT = 128  # tokens of a prompt, unless said or too many for a model
-COPIED = {"cpu": 2**28, "": 2**30}  # bytes of the array that is scaled: beyond any cache
+PROBES = 3  # of memory and of products in a round
+COPIED = {"cpu": 2**28, "": 2**31}  # bytes of the array that is scaled: beyond any cache
 SQUARE = {"cpu": 1536, "": 8192}  # rows of the matrices that are multiplied
 
 
@@ -216,38 +217,43 @@ def _step(model: Transformer, tokens: jax.Array, start: int, caches: list[Any]):
     return jax.block_until_ready(jnp.argmax(model.logits(hidden[:, -1:]), axis=-1)), caches
 
 
-def _machine(dtypes: Sequence[str]) -> dict[str, Callable[[Clock], float]]:
+def _machine(dtypes: Sequence[str]) -> dict[str, Callable[..., float]]:
     """What the machine itself is asked in every round: its memory, its products by dtype."""
     backend = jax.default_backend()
     size = COPIED.get(backend, COPIED[""]) // 4
     held = [jnp.ones(size, jnp.float32)]
     negated = jax.jit(lambda x: -x, donate_argnums=0)  # in place: no new pages are asked for
 
-    def memory(clock: Clock, again: int = 4) -> float:
-        begin = clock()
-        for _ in range(again):
-            held[0] = negated(held[0])
-        jax.block_until_ready(held[0])
-        return again * 2 * 4 * size / (clock() - begin)
+    def scaled() -> None:
+        held[0] = jax.block_until_ready(negated(held[0]))
 
     n = SQUARE.get(backend, SQUARE[""])
-    return {"memory": memory, **{dtype: _products(dtype, n) for dtype in dtypes}}
+    found = {dtype: _best(_product(dtype, n), 2 * n**3) for dtype in dtypes}
+    return {"memory": _best(scaled, 2 * 4 * size), **found}
 
 
-def _products(dtype: str, n: int) -> Callable[[Clock], float]:
-    """Operations a second of an (n, n) product, as the models ask for it."""
+def _best(work: Callable[[], object], amount: float) -> Callable[..., float]:
+    """How much a second, the best of PROBES: one may meet what else the machine does."""
+
+    def timed(clock: Clock) -> float:
+        seconds = []
+        for _ in range(PROBES):
+            begin = clock()
+            work()
+            seconds.append(clock() - begin)
+        return amount / min(seconds)
+
+    return timed
+
+
+def _product(dtype: str, n: int) -> Callable[[], object]:
+    """A product of (n, n) matrices, as the models ask for it."""
     numbers = jax.random.normal(jax.random.key(0), (n, n))
     square = (40 * numbers if dtype == "int8" else numbers).astype(dtype)
     summed = jnp.int32 if dtype == "int8" else jnp.float32
     exact = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=exact, preferred_element_type=summed))
-
-    def timed(clock: Clock, again: int = 2) -> float:
-        begin = clock()
-        jax.block_until_ready([product(square) for _ in range(again)])
-        return again * 2 * n**3 / (clock() - begin)
-
-    return timed
+    return lambda: jax.block_until_ready(product(square))
 
 
 def _measure(cells: Mapping[Any, Callable], rounds: int, clock: Clock, progress: bool) -> dict:
