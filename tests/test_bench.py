@@ -126,7 +126,7 @@ def test_what_is_timed():
     """One look before and after a prompt, one before and after all decode steps, and so on."""
     clock = Clock(0.5)
     found = quick(MODEL, batch=[1, 3], clock=clock, rounds=2, new_tokens=4)
-    assert clock.looks == 3 * (2 * 4 + 2 * 2)  # a round to compile; rows; memory and products
+    assert clock.looks == 3 * (2 * 4 + 2 * 2 * 3)  # a round to compile; rows; three probes of two
     for row in found.rows:
         assert row.first == (0.5, 0.5) and row.step == (0.125, 0.125)
         assert row.tokens_per_second == row.batch * 8
@@ -135,9 +135,14 @@ def test_what_is_timed():
         assert row.decode == steps.load_of(MODEL, MODEL.caches(row.batch, 16), 1)
         assert row.weight_bytes + row.cache_bytes == row.decode.bytes
         assert row.shape.params == LINEARS + TABLE and row.shape.cached == 2 * 2 * 2 * 16
-    assert found.speeds.bandwidth == (4 * 2 * 2**12 / 0.5,) * 2
-    assert found.speeds.peaks == {"float32": (2 * 2 * 16**3 / 0.5,) * 2}
+    assert found.speeds.bandwidth == (2 * 2**12 / 0.5,) * 2
+    assert found.speeds.peaks == {"float32": (2 * 16**3 / 0.5,) * 2}
     assert (found.context, found.new_tokens, found.rounds) == (12, 4, 2)
+
+
+def test_the_machine_is_probed_for_its_best():
+    times = iter([0, 4, 10, 11, 20, 22])
+    assert module._best(lambda: None, 8.0)(lambda: next(times)) == 8.0
 
 
 def test_rounds_go_forwards_and_backwards():
@@ -188,6 +193,15 @@ def test_any_model_is_timed(packed):
 def test_names_differ(packed):
     found = quick([MODEL, packed, MODEL], rounds=1)
     assert found.models == ("random", "random rtn int4_g64, kernels", "random (2)")
+    odd = jax.tree.map(lambda leaf: leaf, MODEL)
+    odd.label = dataclasses.replace(MODEL.label, name="a (b)")
+    assert list(module._named([odd, odd, odd])) == ["a (b)", "a (b) (2)", "a (b) (3)"]
+
+
+def test_integers_on_both_sides_are_not_unpacked():
+    q = quantize_model(MODEL, "rtn", "int8_channel", act="int8_token", progress=False)
+    (row,) = quick(with_kernels(q), rounds=1).rows
+    assert row.products == "int8" and "unpacked" not in " ".join(row.notes)
 
 
 def test_prompts_are_repeated_or_cut():

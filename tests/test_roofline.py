@@ -257,7 +257,7 @@ def test_moved_by_hand():
     assert "H100" in roofline(lang="ko").view.svg
     for chosen, words in (
         ({"machine": "H10"}, "did you mean 'H100'"),
-        ({"bits": 5}, "bits a weight has no 5"),
+        ({"bits": 5}, "bits/weight has no 5"),
         ({"batch": 3}, "batch has no 3"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from qlab.suggest import counted
 
 Clock = Callable[[], float]
 CONTEXT = 128  # tokens of a prompt, unless said or too many for a model
-COPIED = {"cpu": 2**28, "": 2**30}  # bytes of the array that is scaled: beyond any cache
+PROBES = 3  # of memory and of products in a round
+COPIED = {"cpu": 2**28, "": 2**31}  # bytes of the array that is scaled: beyond any cache
 SQUARE = {"cpu": 1536, "": 8192}  # rows of the matrices that are multiplied
 
 
@@ -117,15 +118,15 @@ def bench(
 
 def _named(models: Any) -> dict[str, Transformer]:
     """Models by the names of their rows, which differ."""
+    named: dict[str, Any]
     if isinstance(models, Mapping):
         named = dict(models)
     else:
         several = [models] if isinstance(models, str | Transformer) else list(models)
-        named = {}
-        for model in several:
-            name = _called(model)
-            again = sum(known.partition(" (")[0] == name for known in named)
-            named[f"{name} ({again + 1})" if again else name] = model
+        names = [_called(model) for model in several]
+        again = [names[:i].count(name) for i, name in enumerate(names)]
+        names = [f"{name} ({n + 1})" if n else name for name, n in zip(names, again)]
+        named = dict(zip(names, several))
     for model in named.values():
         if not isinstance(model, Transformer):
             load = f"; give qlab.load({model!r})" if isinstance(model, str) else ""
@@ -216,38 +217,43 @@ def _step(model: Transformer, tokens: jax.Array, start: int, caches: list[Any]):
     return jax.block_until_ready(jnp.argmax(model.logits(hidden[:, -1:]), axis=-1)), caches
 
 
-def _machine(dtypes: Sequence[str]) -> dict[str, Callable[[Clock], float]]:
+def _machine(dtypes: Sequence[str]) -> dict[str, Callable[..., float]]:
     """What the machine itself is asked in every round: its memory, its products by dtype."""
     backend = jax.default_backend()
     size = COPIED.get(backend, COPIED[""]) // 4
     held = [jnp.ones(size, jnp.float32)]
     negated = jax.jit(lambda x: -x, donate_argnums=0)  # in place: no new pages are asked for
 
-    def memory(clock: Clock, again: int = 4) -> float:
-        begin = clock()
-        for _ in range(again):
-            held[0] = negated(held[0])
-        jax.block_until_ready(held[0])
-        return again * 2 * 4 * size / (clock() - begin)
+    def scaled() -> None:
+        held[0] = jax.block_until_ready(negated(held[0]))
 
     n = SQUARE.get(backend, SQUARE[""])
-    return {"memory": memory, **{dtype: _products(dtype, n) for dtype in dtypes}}
+    found = {dtype: _best(_product(dtype, n), 2 * n**3) for dtype in dtypes}
+    return {"memory": _best(scaled, 2 * 4 * size), **found}
 
 
-def _products(dtype: str, n: int) -> Callable[[Clock], float]:
-    """Operations a second of an (n, n) product, as the models ask for it."""
+def _best(work: Callable[[], object], amount: float) -> Callable[..., float]:
+    """How much a second, the best of PROBES: one may meet what else the machine does."""
+
+    def timed(clock: Clock) -> float:
+        seconds = []
+        for _ in range(PROBES):
+            begin = clock()
+            work()
+            seconds.append(clock() - begin)
+        return amount / min(seconds)
+
+    return timed
+
+
+def _product(dtype: str, n: int) -> Callable[[], object]:
+    """A product of (n, n) matrices, as the models ask for it."""
     numbers = jax.random.normal(jax.random.key(0), (n, n))
     square = (40 * numbers if dtype == "int8" else numbers).astype(dtype)
     summed = jnp.int32 if dtype == "int8" else jnp.float32
     exact = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=exact, preferred_element_type=summed))
-
-    def timed(clock: Clock, again: int = 2) -> float:
-        begin = clock()
-        jax.block_until_ready([product(square) for _ in range(again)])
-        return again * 2 * n**3 / (clock() - begin)
-
-    return timed
+    return lambda: jax.block_until_ready(product(square))
 
 
 def _measure(cells: Mapping[Any, Callable], rounds: int, clock: Clock, progress: bool) -> dict:
@@ -298,14 +304,14 @@ def _row(
     )
 
 
-def _notes(name: str, model: Transformer, running: Transformer, kinds: dict[str, int]):
+def _notes(
+    name: str, model: Transformer, running: Transformer, kinds: dict[str, int]
+) -> Iterator[str]:
     """What the numbers of a model do not say themselves."""
-    weights = [layer.weight for layer in linears(running).values()]
-    packed = any(isinstance(w, Packed) for w in weights)
     unpacked = [
         old.weight
-        for old, new in zip(linears(model).values(), weights)
-        if isinstance(old.weight, QTensor) and isinstance(new, jax.Array)
+        for old, new in zip(linears(model).values(), linears(running).values())
+        if isinstance(old.weight, QTensor) and isinstance(new.weight, jax.Array)
     ]
     if unpacked:
         bits = bits_per_weight(unpacked[0])
@@ -313,20 +319,30 @@ def _notes(name: str, model: Transformer, running: Transformer, kinds: dict[str,
             f"{name}: QTensors ({bits:.4g} bits a weight in {counted(len(unpacked), 'linear')}) "
             "are dequantized once, so a step reads float32; qlab.with_kernels keeps them packed."
         )
-    if packed and support()["w4a16"] != "Pallas kernel":
-        yield (
-            f"{name}: packed weights are unpacked by XLA before each product on this "
-            f"{jax.default_backend()}; what that moves is not counted."
-        )
-    head = running.lm_head.weight if running.lm_head is not None else running.embed_tokens.weight
-    if packed and isinstance(head, jax.Array):
-        share = head.nbytes / read_bytes(running)
-        yield f"{name}: the head is {head.dtype} and {share:.0%} of the weights' bytes."
+    yield from _kernel_notes(name, running)
     if len(kinds) > 1:
         parts = ", ".join(f"{dtype} {n / sum(kinds.values()):.0%}" for dtype, n in kinds.items())
         yield f"{name}: products by weights: {parts}; its roof is that of the first."
     if model.kv is not None:
         yield f"{name}: a step decodes the whole quantized cache to float32, seen or not."
+
+
+def _kernel_notes(name: str, running: Transformer) -> Iterator[str]:
+    """What packed weights run as here, and what was not packed."""
+    layers = [one for one in linears(running).values() if isinstance(one.weight, Packed)]
+    plain = [one.weight for one in layers if one.act is None and isinstance(one.weight, Packed)]
+    for op in sorted({"q4_k" if weight.layout == "q4_k" else "w4a16" for weight in plain}):
+        if support()[op].startswith("reference"):
+            yield (
+                f"{name}: packed weights are unpacked by XLA before each product on this "
+                f"{jax.default_backend()}; what that moves is not counted."
+            )
+        elif "reference" in support()[op]:
+            yield f"{name}: {op} runs here as {support()[op]}."
+    head = running.lm_head.weight if running.lm_head is not None else running.embed_tokens.weight
+    if layers and isinstance(head, jax.Array):
+        share = head.nbytes / read_bytes(running)
+        yield f"{name}: the head is {head.dtype} and {share:.0%} of the weights' bytes."
 
 
 def _device() -> str:

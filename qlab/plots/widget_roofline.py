@@ -26,7 +26,7 @@ from qlab.plots.widget_words import say
 
 HEIGHT = 558
 TITLE, TOP, LOW = 122, 150, 398  # of both plots: their titles' line, their edges
-LEFT, RIGHT = (54, 452), (520, WIDTH - 6)  # from, to: the roofline; times faster
+LEFT, RIGHT = (54, 452), (520, WIDTH - 16)  # from, to: the roofline; times faster
 CODE = 456  # the worked numbers begin here
 LEAST, MOST = 0.25, 65_536.0  # operations a byte that are drawn
 MODELS = ("purple", "vermilion", "sky", "grey")  # of measured ones, in order

@@ -501,7 +501,7 @@ KOREAN = {
     "own": "직접 정함",
     "machine": "기계",
     "parameters": "매개변수",
-    "bits a weight": "가중치당 비트",
+    "bits/weight": "비트/가중치",
     "bandwidth": "대역폭",
     "FLOP/s": "FLOP/s",
     "Sets both speeds below.": "아래의 두 속도를 정한다.",

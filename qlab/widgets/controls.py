@@ -72,7 +72,7 @@ HELP = {
     "teacher": "On: learns the float model's words, off: the text's.",
     "machine": "Sets both speeds below.",
     "parameters": "Layers and heads of the published model nearest.",
-    "bits a weight": "Scales counted: 4 bits in groups of 64 are 4.25.",
+    "bits/weight": "Scales counted: 4 bits in groups of 64 are 4.25.",
     "bandwidth": "How fast memory is read.",
     "FLOP/s": "How fast is multiplied, densely.",
     "zero point": "Levels from the least to the largest weight.",

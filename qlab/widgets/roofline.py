@@ -46,7 +46,7 @@ class Roofline(Live):
         controls = {
             "machine": make.choice("machine", machines, s.machine, lang),
             "parameters": make.steps("parameters", sizes, s.parameters, lang),
-            "bits": make.steps("bits a weight", BITS, s.bits, lang),
+            "bits": make.steps("bits/weight", BITS, s.bits, lang),
             "batch": make.steps("batch", BATCHES, s.batch, lang),
             "context": make.steps("context", contexts, s.context, lang),
             "bandwidth": make.steps("bandwidth", bandwidths, s.bandwidth, lang),

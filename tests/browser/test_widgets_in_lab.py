@@ -230,7 +230,7 @@ def test_roofline(lab):
     moves = [
         ("batch", "ArrowRight", 8),
         ("batch", "ArrowLeft", 4),
-        ("bits a weight", "ArrowRight", 2),
+        ("bits/weight", "ArrowRight", 2),
     ]
     moves += [("context", "ArrowRight", 4), ("parameters", "ArrowRight", 2)]
     measured(notebook, "qlab-roofline", moves)
