@@ -143,9 +143,9 @@ def codes_of(p: Packed, ref: Any, staged: bool) -> list[jax.Array]:
         each = pairs.astype(jnp.int32)
         return [table_values(nibble, p.format.grid) for nibble in (each & 15, (each >> 4) & 15)]
     bias = 8 - p.shift  # two's complement with its sign bit turned is the integer + 8
+    both = pairs ^ (HALF | 0x88)
     low, high = (
-        jax.lax.bitcast_convert_type((pairs & mask) ^ (HALF | sign), jnp.float16)
-        for mask, sign in ((jnp.uint16(0x0F), 0x08), (jnp.uint16(0xF0), 0x80))
+        jax.lax.bitcast_convert_type(both & (HALF | nibble), jnp.float16) for nibble in (0x0F, 0xF0)
     )  # 1024 + n and 1024 + 16 n: every step here is exact
     return [(low - (1024 + bias)).astype(FLOAT), (high * 0.0625 - (64 + bias)).astype(FLOAT)]
 
