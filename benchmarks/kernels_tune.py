@@ -125,6 +125,11 @@ def best(
     return Choice(tile, taken[tile], lost)
 
 
+def timed(sizes: Sizes, case: Case, tile: Any) -> float:
+    """Seconds of a case with a tile, on this process' device."""
+    return each_of(partial(case.op, tiling=tile), sizes, case.inputs, case.weights)
+
+
 def measure(
     platform: str, seconds: Callable[[Case, Any], float] | None = None, **sizes: int
 ) -> dict[str, Choice]:
@@ -135,13 +140,9 @@ def measure(
         seconds: of a case with a tile; None: measured.
         **sizes: of the matrix, `out` and `inner`.
     """
-    quick = Sizes(rounds=3)
-
-    def timed(case: Case, tile: Any) -> float:
-        return each_of(partial(case.op, tiling=tile), quick, case.inputs, case.weights)
-
+    seconds = seconds or partial(timed, Sizes(rounds=3))
     return {
-        row: best(tiles, cases(platform, row, **sizes), seconds or timed)
+        row: best(tiles, cases(platform, row, **sizes), seconds)
         for row, tiles in candidates(platform).items()
     }
 

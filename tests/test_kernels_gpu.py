@@ -76,7 +76,7 @@ def test_q4_k(out, inner, tokens):
 @pytest.mark.parametrize(
     "name, out, inner",
     mostly_slow(
-        [("int4_g128", 64, 256), ("q4_k", 64, 512), ("int8_g128", 192, 256), ("nf4", 64, 128),
+        [("int4_g128", 64, 1152), ("q4_k", 64, 512), ("int8_g128", 192, 256), ("nf4", 64, 128),
          ("int4_g32", 192, 128), ("int4_channel", 128, 576), ("awq_g128", 128, 256)],
         "int4_g128",
     ),

@@ -91,7 +91,7 @@ def test_only_bytes_that_a_gpu_multiplies_are_turned():
 
 @pytest.mark.parametrize(
     "tokens, out, inner, target",
-    [(1, 96, 256, "cuda"), (70, 160, 192, "cuda"), (5, 64, 576, "any")],
+    [(1, 96, 256, "cuda"), (70, 160, 192, "cuda"), (5, 64, 576, "any"), (3, 32, 128, "cuda")],
 )
 def test_w8a8_is_exact(tokens, out, inner, target):
     """Kernel = reference = act_matmul, bit for bit: sums are in int32."""

@@ -5,20 +5,31 @@ choice of tiles follows the times it is given, and without an accelerator each s
 import json
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import pytest
 
-from benchmarks import kernels_gpu, kernels_hopper, kernels_tune
+from benchmarks import kernels, kernels_gpu, kernels_hopper, kernels_tune
 from benchmarks.kernels_tune import Case
 from qlab.kernels import tilings
 from qlab.kernels.tilings import GpuTile, Tile
 
 
-def test_the_gpu_program_runs_on_tiny_sizes():
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["kernels", *arguments])
+    kernels.main()
+
+
+def test_the_gpu_program_runs_on_tiny_sizes(monkeypatch, tmp_path):
     """The first run on a real GPU must not end in a typo."""
-    found = json.loads(json.dumps(kernels_gpu.measure(kernels_gpu.TINY)))
+    monkeypatch.setattr(kernels_gpu, "refusal", lambda: None)
+    monkeypatch.setattr(kernels_gpu, "Sizes", lambda: kernels_gpu.TINY)
+    monkeypatch.setattr(kernels, "RESULTS", tmp_path)
+    run(monkeypatch, "--gpu")
+    found = json.loads((tmp_path / "kernels_gpu.json").read_text())
     assert not kernels_gpu.wrong(found)
+    assert (tmp_path / "kernels_gpu.md").read_text() == kernels_gpu.table(found)
     assert len(found["checks"]) == 10 and len(found["decode"]) == 1 and len(found["prefill"]) == 8
     text = kernels_gpu.table(found)
     assert "none of them wrong" in text and "| (256, 256) | 3 |" in text
@@ -35,16 +46,13 @@ def test_the_gpu_program_runs_on_tiny_sizes():
     ],
 )
 def test_each_program_says_what_is_missing(argument, sentence, monkeypatch):
-    from benchmarks import kernels
-
     if argument == "--aot-gpu":
         if kernels_hopper.missing() is None:
             pytest.skip("needs an accelerator's wheels to be absent")
     elif jax.default_backend() != "cpu":
         pytest.skip("needs an accelerator to be absent")
-    monkeypatch.setattr(sys, "argv", ["kernels", argument])
     with pytest.raises(SystemExit, match=sentence):
-        kernels.main()
+        run(monkeypatch, argument)
 
 
 # ---- tuning --------------------------------------------------------------------------------------
@@ -105,6 +113,27 @@ def test_what_is_measured_is_what_is_found(platform, kind, tmp_path, monkeypatch
     else:
         assert tilings.find(1, kind) == found["decode"].tile == Tile(16, 1024, 2048)
     assert kind in kernels_tune.told(found, kind)
+
+
+def test_the_tuning_program_writes_the_table(monkeypatch, tmp_path, capsys):
+    found = {"decode": kernels_tune.Choice(GpuTile(16, 64, 128, 4, 132), {"w4a16": 1e-5}, {})}
+    monkeypatch.setattr(kernels_tune, "refusal", lambda: None)
+    monkeypatch.setattr(kernels_tune, "measure", lambda platform: found)
+    monkeypatch.setattr(kernels_tune.write, "__defaults__", (tmp_path / "tilings.json",))
+    run(monkeypatch, "--tune")
+    assert tilings.measured(tmp_path / "tilings.json") == {
+        jax.devices()[0].device_kind: {"decode": GpuTile(16, 64, 128, 4, 132)}
+    }
+    assert "w4a16 10.0 µs; 0 tiles did not run" in capsys.readouterr().out
+
+
+def test_the_timer_of_a_tile_runs():
+    """Measured seconds of one candidate and case, on whatever computes here."""
+    (case, *_) = kernels_tune.cases("gpu", "decode 8", 64, 256)
+    assert case.name == "w8a8 int8_channel"
+    tile = GpuTile(16, 64, 128, 2)
+    found = kernels_tune.best([tile], [case], partial(kernels_tune.timed, kernels_gpu.TINY))
+    assert found.tile == tile and found.seconds[case.name] > 0
 
 
 def test_nothing_measured_is_no_table(tmp_path):

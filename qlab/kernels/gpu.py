@@ -302,6 +302,7 @@ def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, x_gmem: Any, *ref
                 at = x_ref.at[part, :, pl.ds(unit * width, width)]
                 multiply(acc, w.astype(x_ref.dtype), at, staged)
         plgpu.wgmma_wait(0)
+        plgpu.commit_smem()  # the next load writes, by another path, where these were read
 
     def product(acc: Any) -> jax.Array:
         plgpu.emit_pipeline(

@@ -44,7 +44,7 @@ class GpuTile(NamedTuple):
 # weights of 8 bits.
 HOPPER = {
     "decode": GpuTile(16, 128, 256, 4, 264),
-    "prefill": GpuTile(128, 128, 128, 2),
+    "prefill": GpuTile(128, 128, 128, 2, 132),
     "decode 8": GpuTile(16, 128, 128, 4, 264),
     "prefill 8": GpuTile(128, 128, 128, 3),
 }

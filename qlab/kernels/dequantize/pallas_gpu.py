@@ -49,6 +49,7 @@ def _body(p: Packed, tile: GpuTile, splits: int, staged: bool, move_gmem: Any, *
             k = ((begin + index[0]) * units + unit) * size
             to = w_gmem.at[pl.ds(n * tile.out, tile.out), pl.ds(k, size)]
             plgpu.copy_smem_to_gmem(w_smem.at[unit], to)
+        plgpu.commit_smem()  # the next load writes, by another path, where these were read
 
     plgpu.emit_pipeline(
         step,

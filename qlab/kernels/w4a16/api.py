@@ -35,6 +35,7 @@ def w4a16(
         ValueError: x of another shape or dtype (both named); weights in super-blocks.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from qlab.kernels import prepack
         >>> from qlab.qtensor import quantize
         >>> from qlab.specs import SPECS
