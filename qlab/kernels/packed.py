@@ -12,6 +12,7 @@ Not here: what a tile is (`tilings`), the arithmetic (`reference` of each op), b
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -122,7 +123,7 @@ class Packed:
             >>> prepack(quantize(jnp.ones((8, 256)), SPECS["q4_k"])).bits_per_weight
             4.5
         """
-        return 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(self)) / np.prod(self.shape)
+        return 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(self)) / math.prod(self.shape)
 
     def replace(self, **changes: object) -> Packed:
         """A copy with some fields changed."""
