@@ -162,7 +162,11 @@ def _promote(here: Place, _: Any, x: Any, w: Any, *rest: Any) -> jax.Array:
         return sums[...]
 
     part = pl.run_scoped(one, plgpu.WGMMAAccumulatorRef(total.shape, jnp.float32))
-    return total + (part * _scales(total.shape, *ranges) if ranges else part)
+    if not ranges:
+        return total + part
+    scales = _scales(total.shape, *ranges)
+    plgpu.commit_smem()  # the next load writes, by another path, where these were read
+    return total + part * scales
 
 
 def _multiply(here: Place, sums: Any, x: Any, w: Any) -> None:
