@@ -269,7 +269,9 @@ def _equal(found: Found) -> list[str]:
         "Bits per byte on English text, `tiny`, the training above: a language model trained for a "
         "minute and no ResNet-18 on ImageNet. A scale a row of weights; of inputs one a sequence "
         "(RTN, and STE, which stands in DoReFa's place), a learned clip (PACT) or a learned step "
-        "(LSQ) a layer. PACT's and LSQ's begin where 16 sequences of the text say.",
+        "(LSQ) a layer. A learned clip begins at the largest input of 16 sequences, a learned step "
+        "at 2·mean|x|/√Q_P, and both move by at most 0.3 % a training step: from the largest input "
+        "of a language model, an outlier, that is far to go in 100 steps.",
         "",
         "| | W2A2 | W3A3 | W4A4 |",
         "|---|---:|---:|---:|",
