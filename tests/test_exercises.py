@@ -5,7 +5,10 @@ a beginner writes them, with numpy, floats, wrong axes and two mistakes at a tim
 """
 
 import doctest
+import importlib
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -668,3 +671,24 @@ def test_unknown_names_are_told_apart():
 def test_examples_of_the_module():
     found = doctest.testmod(exercises)
     assert found.attempted >= 3 and found.failed == 0
+
+
+def test_the_table_of_groups_is_what_the_modules_hold():
+    """An exercise that is not in the table cannot be asked for."""
+    for group, names in exercises._GROUPS.items():
+        module = importlib.import_module(f"qlab.exercises.{group}")
+        assert names.split() == [one.name for one in getattr(module, group.upper())]
+    folder = Path(exercises.__file__).parent
+    others = {"__init__", "judge", "solutions"}
+    assert {f.stem for f in folder.glob("*.py")} - others == set(exercises._GROUPS)
+
+
+def test_one_exercise_costs_one_module():
+    """Making the cases of all takes many seconds."""
+    code = (
+        "import sys, qlab.exercises as e; e.hint('bits'); "
+        "print(*(m for m in sys.modules if m.startswith('qlab.exercises.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "qlab.exercises.start" in loaded and "qlab.exercises.gptq" not in loaded

@@ -7,26 +7,41 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from qlab.exercises.awq import AWQ
-from qlab.exercises.calibration import CALIBRATION
-from qlab.exercises.floats import FLOATS
-from qlab.exercises.gguf import GGUF
-from qlab.exercises.gptq import GPTQ
 from qlab.exercises.judge import Exercise, judge
-from qlab.exercises.kernels import KERNELS
-from qlab.exercises.numbers import NUMBERS
-from qlab.exercises.qat import QAT
-from qlab.exercises.smoothquant import SMOOTHQUANT
-from qlab.exercises.start import START
 from qlab.suggest import near
 
-EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise
-    for group in (START, NUMBERS, FLOATS, GPTQ, AWQ, SMOOTHQUANT, CALIBRATION, GGUF, QAT, KERNELS)
-    for exercise in group
+# module -> its exercises; one is imported when it is asked for, because their cases are arrays that
+# take seconds to make.
+_GROUPS = {
+    "start": "memory bits kv_cache",
+    "numbers": "relative_error scale codes zero_point group_scale lost",
+    "floats": "e4m3_value to_e4m3 power_scales floor_and_rceil nvfp4_bits four_or_six nf4_levels",
+    "gptq": "diagonal_u push errors output_loss scaled_u range_weights act_order damped",
+    "awq": "salient scaled_round awq_scale best_ratio fold clip",
+    "smoothquant": (
+        "effective_levels int8_token int_matmul smooth_scales smooth_fold outlier_channels "
+        "mixed_product"
+    ),
+    "calibration": "merged windows_needed paired verdict percentile_range shrink zero_update",
+    "gguf": (
+        "unpack_nibbles q4_0_scale best_scale scale_min_k4 requantize use_more_bits bits_of_mixture"
+    ),
+    "qat": (
+        "straight_through clipped_mask lsq_slope step_gradient pact_gradient absmean_ternary "
+        "distillation"
+    ),
+    "kernels": (
+        "decode_bytes compute_bound_batch cache_crossover speedup_bound kernel_nibbles w4_tile "
+        "dequantize_tile"
+    ),
 }
+_WHERE = {name: group for group, names in _GROUPS.items() for name in names.split()}
+
+if TYPE_CHECKING:
+    EXERCISES: dict[str, Exercise]
 
 __all__ = ["EXERCISES", "Exercise", "check", "hint", "solution"]
 
@@ -86,6 +101,20 @@ def solution(name: str) -> None:
 
 
 def _find(name: str) -> Exercise:
-    if name in EXERCISES:
-        return EXERCISES[name]
-    raise ValueError(f"no exercise is called {name!r}: {near(name, EXERCISES)}")
+    if name not in _WHERE:
+        raise ValueError(f"no exercise is called {name!r}: {near(name, _WHERE)}")
+    return _group(_WHERE[name])[name]
+
+
+def _group(group: str) -> dict[str, Exercise]:
+    """The exercises of a module, by name."""
+    module = import_module(f"qlab.exercises.{group}")
+    return {exercise.name: exercise for exercise in getattr(module, group.upper())}
+
+
+def __getattr__(name: str) -> Any:
+    """EXERCISES: all of them, by name."""
+    if name != "EXERCISES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = {key: one for group in _GROUPS for key, one in _group(group).items()}
+    return globals().setdefault("EXERCISES", found)
