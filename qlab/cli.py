@@ -765,14 +765,18 @@ def _load(name: str) -> Any:
 def _texts(names: list[str], split: str = "evaluation") -> dict[str, str]:
     """Bundled texts by name; files by theirs, or by their path where that name is taken."""
     from qlab.data import DOMAINS, texts
+    from qlab.suggest import near
 
     names = list(dict.fromkeys(names))
     stems = [Path(name).stem for name in names]
     found = {}
     for name, stem in zip(names, stems, strict=True):
         path = Path(name)
-        if name in DOMAINS or not (path.suffix or path.is_file()):
+        if name in DOMAINS:
             found[name] = texts(name, split)
+        elif not (path.suffix or path.is_file()):
+            known = near(name, DOMAINS)
+            raise ValueError(f"no domain and no text file is called {name!r}: {known}")
         elif not path.is_file():
             raise ValueError(f"there is no text file {name}")
         else:

@@ -431,6 +431,27 @@ def test_ops_refuse_what_they_cannot_do():
         kernels.prepack(quantize(x, SPECS["int8_channel"]), "float16")
 
 
+def test_what_is_no_packed_weight_is_named():
+    q, p = packed(SPECS["int4_g64"], 24, 256)
+    x = numbers(3, 256)
+    for op in (kernels.matmul, kernels.w4a16):
+        with pytest.raises(ValueError, match="reads what prepack made of a QTensor, not an array"):
+            op(x, x)
+        with pytest.raises(ValueError, match="reads what prepack made of a QTensor, not QTensor"):
+            op(x, q)
+    with pytest.raises(ValueError, match=r"with codes, not an array of shape \(3, 256\)$"):
+        kernels.prepack(x)
+    assert kernels.matmul(x[:0].reshape(2, 0, 256), p).shape == (2, 0, 24)
+    with pytest.raises(ValueError, match="are no tokens"):
+        kernels.w4a16(x[:0], p)
+    with pytest.raises(ValueError, match="tiling='big' is no Tile"):
+        kernels.w4a16(x, p, tiling="big")
+    np.testing.assert_array_equal(kernels.w4a16(x, p, interpret=False), kernels.w4a16(x, p))
+    assert kernels.support("gpu") == kernels.support("cuda")
+    with pytest.raises(ValueError, match="no platform is called 'tpy': did you mean 'tpu'"):
+        kernels.support("tpy")
+
+
 def test_tilings():
     assert tilings.fit(Tile(16, 512, 1024), 300, 1000, 11008, 128) == Tile(16, 512, 256)
     assert tilings.fit(Tile(16, 512, 1024), 1, 8, 4096, 4096).inner == 1024

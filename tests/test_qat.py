@@ -441,6 +441,17 @@ def test_a_stopped_run_goes_on_to_the_same_codes(tmp_path):
         killable(folder, text=TEXT[::-1])
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    def second(step, loss, model):
+        with pytest.raises(ValueError, match="another run is using the folder .*run"):
+            killable(tmp_path / "run")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        short_stop(tmp_path / "run", second)
+    assert killable(tmp_path / "run")  # what was interrupted has let go
+
+
 def short_stop(folder, stop):
     return qat(random_model(scale=2.0), "int4_g32", TEXT, checkpoint=folder, callback=stop,
                method="lsq", steps=12, every=3, batch=4, progress=False)  # fmt: skip

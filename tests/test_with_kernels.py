@@ -114,3 +114,9 @@ def test_a_model_in_training_is_converted_first(tmp_path):
     with pytest.raises(ValueError, match=r"convert\(model\)"):
         qlab.save(prepared, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_bits_that_grow_are_told():
+    q = quantized("int2_g64")
+    (note,) = set(with_kernels(q).notes) - set(q.notes)
+    assert note.startswith("packed in 4.25 bits a weight, not 2.25")

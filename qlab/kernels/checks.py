@@ -7,14 +7,23 @@ from collections.abc import Sequence
 import jax
 
 from qlab.formats import INT8
-from qlab.kernels.packed import Packed, integers
+from qlab.kernels.packed import Packed, described, integers
 from qlab.qtensor import Spec
+
+
+def check_packed(op: str, p: Packed) -> None:
+    """Raises unless the weights are packed."""
+    if not isinstance(p, Packed):
+        raise ValueError(f"{op} reads what prepack made of a QTensor, not {described(p)}")
 
 
 def check_inputs(op: str, x: jax.Array, p: Packed, dtypes: Sequence[str]) -> None:
     """Raises unless x is (tokens, in) of one of the dtypes and at least one token."""
-    if x.ndim != 2 or x.shape[1] != p.shape[1] or not len(x):
+    check_packed(op, p)
+    if x.ndim != 2 or x.shape[1] != p.shape[1]:
         raise ValueError(f"{op}: inputs {x.shape} are not (tokens, in) for weights {p.shape}")
+    if not len(x):
+        raise ValueError(f"{op}: inputs {x.shape} are no tokens")
     if x.dtype.name not in dtypes:
         raise ValueError(f"{op} multiplies {' or '.join(dtypes)}, not {x.dtype.name}")
 

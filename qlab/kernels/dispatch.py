@@ -16,7 +16,9 @@ import jax
 from qlab.kernels import compat, tilings
 from qlab.kernels.packed import SUPER, Packed
 from qlab.kernels.tilings import GpuTile, Tile
+from qlab.suggest import near
 
+PLATFORMS = ("tpu", "cuda", "cpu")
 # op -> the platforms that have a kernel of ours; all others run the reference, compiled by XLA.
 KERNELS: dict[str, tuple[str, ...]] = {
     "w4a16": ("tpu", "cuda"),
@@ -44,7 +46,10 @@ def support(platform: str | None = None) -> dict[str, str]:
     """What every op runs on a platform, in words.
 
     Args:
-        platform: "tpu", "cuda" or "cpu"; None: the one that this process computes on.
+        platform: "tpu", "cuda" (or "gpu") or "cpu"; None: the one that this process computes on.
+
+    Raises:
+        ValueError: for another.
 
     Example:
         >>> support("tpu")["w4a16"], support("cpu")["w4a16"]
@@ -52,8 +57,10 @@ def support(platform: str | None = None) -> dict[str, str]:
         >>> support("cuda")["q4_k"]
         'Pallas kernel (Hopper; bfloat16; 64 divides the outputs), else the reference'
     """
-    if platform is None:
-        platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    platform = jax.default_backend() if platform is None else platform
+    platform = {"gpu": "cuda"}.get(platform, platform)
+    if platform not in PLATFORMS:
+        raise ValueError(f"no platform is called {platform!r}: {near(platform, PLATFORMS)}")
     reference = "reference, compiled by XLA"
     kernel = "Pallas kernel"
     found = {op: kernel if platform in on else reference for op, on in KERNELS.items()}
@@ -91,6 +98,7 @@ def choose(
     Raises:
         ValueError: the GPU's kernel is to be interpreted, and there is none.
     """
+    interpret = None if interpret is False else interpret
     if compat.for_gpu(interpret) and cuda is None:
         raise ValueError("this op has no GPU kernel to interpret: see qlab.kernels.support('cuda')")
     branches = {"default": default, "tpu": tpu, "cuda": cuda, "cpu": cpu}
@@ -118,10 +126,13 @@ def tile_of(
     """The TPU's tile of a call, from the table unless given; None, said once, where no tile fits.
 
     Raises:
-        ValueError: no tile fits, and one was given or the kernel is to be interpreted.
+        ValueError: no tile fits, and one was given or the kernel is to be interpreted; a tiling
+            that is none.
     """
+    if tiling is not None and not isinstance(tiling, Tile | GpuTile):
+        raise ValueError(f"{op}: tiling={tiling!r:.60} is no Tile and no GpuTile")
     tiling = tiling if isinstance(tiling, Tile) else None
-    interpret = None if compat.for_gpu(interpret) else interpret
+    interpret = None if interpret is False or compat.for_gpu(interpret) else interpret
     (out, inner), group = p.shape, max(p.group, SUPER if p.layout == "q4_k" else 1)
     tile = tilings.fit(tiling or tilings.find(tokens), tokens, out, inner, group)
     if tile is not None:
@@ -155,6 +166,8 @@ def gpu_tile_of(
     Raises:
         ValueError: the kernel cannot run, and a GpuTile was given or it is to be interpreted.
     """
+    if isinstance(tiling, Tile) and compat.for_gpu(interpret):
+        raise ValueError(f"{op}: {tiling} is a TPU's; the GPU's kernel takes a GpuTile")
     given = tiling if isinstance(tiling, GpuTile) else None
     asked = given is not None or compat.for_gpu(interpret)
     found = fit(given or tilings.find_gpu(tokens, bits=bits))

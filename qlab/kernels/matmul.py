@@ -9,7 +9,7 @@ import numpy as np
 from qlab.activations import Act, name_of
 from qlab.arithmetic import divide
 from qlab.formats import INT8
-from qlab.kernels.checks import reason_against
+from qlab.kernels.checks import check_packed, reason_against
 from qlab.kernels.dequantize.reference import weights
 from qlab.kernels.fp8.api import fp8
 from qlab.kernels.packed import Packed
@@ -26,8 +26,8 @@ def matmul(x: jax.Array, p: Packed, act: str | Spec | Act | None = None) -> jax.
     Args:
         x: (..., in) float32 or bfloat16; all leading indices are tokens.
         p: the weights; `prepack` makes them.
-        act: how x is quantized, one scale a token: "int8_token" takes `w8a8`, "fp8_token" and
-            Spec(FP8, 128) take `fp8`. None: x stays as it is.
+        act: how x is quantized, one scale a token: "int8_token" takes `w8a8`; "fp8_token",
+            "fp8_tile" and Spec(FP8, 128) take `fp8`. None: x stays as it is.
 
     Returns:
         (..., out) in the dtype of x. Without an act the gradient of x is that of the unpacked
@@ -44,9 +44,12 @@ def matmul(x: jax.Array, p: Packed, act: str | Spec | Act | None = None) -> jax.
         >>> matmul(jnp.ones((1, 1, 2)), p).tolist()
         [[[-6.0, 7.0]]]
     """
+    check_packed("matmul", p)
     if x.shape[-1] != p.shape[1]:
         raise ValueError(f"matmul: inputs {x.shape} are not (..., in) for weights {p.shape}")
     dtype, before = x.dtype, x.shape[:-1]
+    if not x.size:
+        return jnp.zeros((*before, p.shape[0]), dtype)
     x = x.reshape(-1, x.shape[-1])
     if p.channel_scale is not None:
         x = divide(x.astype(jnp.float32), p.channel_scale)

@@ -201,6 +201,20 @@ def prepack(q: QTensor, dtype: str | None = None, target: str = "any") -> Packed
     return p.turn(target == "cuda" and _by_bytes(p))
 
 
+def described(x: object) -> str:
+    """What was given in place of weights, in a few words.
+
+    Example:
+        >>> described(jnp.ones((2, 3))), described(3)
+        ('an array of shape (2, 3)', '3')
+    """
+    if isinstance(x, QTensor | Packed):
+        return repr(x)
+    if hasattr(x, "shape"):
+        return f"an array of shape {tuple(x.shape)}"
+    return f"{x!r:.60}"
+
+
 def unsupported(q: QTensor) -> str | None:
     """Why no kernel reads this QTensor, in one sentence; None where one does.
 
@@ -211,7 +225,7 @@ def unsupported(q: QTensor) -> str | None:
         'no kernel reads FP6_E2M3: integers of at most 8 bits, tables of 16 values and FP8 are read'
     """
     if not isinstance(q, QTensor) or q.codes is None or q.codes.ndim != 2:
-        return f"prepack takes a QTensor of shape (out, in) with codes, not {q!r}"
+        return f"prepack takes a QTensor of shape (out, in) with codes, not {described(q)}"
     spec, (_, inner) = q.spec, q.codes.shape
     table = spec.format.bits == 4 and len(spec.format.grid) == 16
     if not (integers(spec.format) or table or spec.format in (FP8, FP8_E5M2)):

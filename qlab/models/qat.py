@@ -15,6 +15,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -176,10 +177,11 @@ def qat(
     settings = Settings(steps, batch, learning_rate, step_rate, weight_decay, kd, temperature, seed)
     run = Run.start(model, spec, batches, settings, method, act, skip, context, teacher,
                     optimizer, devices)  # fmt: skip
-    folder = None if checkpoint is None else Checkpoints(checkpoint, run.facts())
+    kept = nullcontext() if checkpoint is None else Checkpoints(checkpoint, run.facts())
     losses: list[float] = []
     last = None
-    with tqdm(total=steps, desc=f"qat {method}", disable=not progress, leave=False) as bar:
+    shown = tqdm(total=steps, desc=f"qat {method}", disable=not progress, leave=False)
+    with kept as folder, shown as bar:
         for last in run.go(folder, every, losses, keep=callback is not None):
             bar.update(last.step - bar.n)
             bar.set_postfix(loss=f"{last.loss:.3f}", refresh=False)

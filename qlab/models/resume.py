@@ -106,6 +106,25 @@ class Folder:
         return self.path / f"block-{block:04d}.{ending}"
 
 
+def hold(folder: Path) -> Any:
+    """Keeps a folder to one run until what is returned is closed.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs may not share a folder there, unwatched
+        return None
+    lock = open(folder / ".lock", "a")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ValueError(f"another run is using the folder {folder}: give each its own") from None
+    return lock
+
+
 def names_in(folder: Path) -> set[str]:
     """What a folder holds, without hidden files and what a killed run left half written."""
     names = {path.name for path in folder.iterdir()}

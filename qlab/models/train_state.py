@@ -22,7 +22,7 @@ import numpy as np
 
 from qlab.activations import Act
 from qlab.io.safetensors import read_json
-from qlab.models.resume import check_same, names_in, write_json
+from qlab.models.resume import check_same, hold, names_in, write_json
 from qlab.models.transformer import Transformer
 from qlab.qtensor import QTensor
 
@@ -67,14 +67,15 @@ def filled(model: Transformer, params: Params) -> Transformer:
 
 
 class Checkpoints:
-    """The folder of one run.
+    """The folder of one run, which no other process uses until `with` is left.
 
     Args:
         path: made if it is not there.
         facts: all that decides the result, as JSON values.
 
     Raises:
-        ValueError: the folder holds something else, or another run: the sentence says in what.
+        ValueError: the folder holds something else, or another run: the sentence says in what;
+            another run is using it.
     """
 
     def __init__(self, path: str | os.PathLike, facts: Mapping[str, Any]):
@@ -89,8 +90,16 @@ class Checkpoints:
             raise ValueError(f"the folder {self.path} holds something else: give an empty one")
         else:
             write_json(self.path / "run.json", facts)
+        self.lock = hold(self.path)  # last: an error above must not keep it
         for broken in self.path.glob("step-*.orbax-checkpoint-tmp*"):  # of a run that was killed
             shutil.rmtree(broken, ignore_errors=True)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock is not None:
+            self.lock.close()
 
     def steps(self) -> list[int]:
         """The steps that are kept, in order."""

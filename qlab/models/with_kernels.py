@@ -8,6 +8,7 @@ and the ops (`kernels`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 
 from qlab.activations import Act
@@ -16,8 +17,10 @@ from qlab.methods.trained import Trained
 from qlab.models.checks import check_model
 from qlab.models.surgery import linears, map_linears
 from qlab.models.transformer import Linear, Transformer
-from qlab.qtensor import QTensor
+from qlab.qtensor import QTensor, bits_per_weight
 from qlab.suggest import counted
+
+WIDER = 1.1  # from here on a note says so
 
 
 def with_kernels(model: Transformer, dtype: str | None = None, target: str = "any") -> Transformer:
@@ -35,7 +38,7 @@ def with_kernels(model: Transformer, dtype: str | None = None, target: str = "an
 
     Returns:
         the model. Linears that stayed as they were are listed in its notes with the reason, and in
-        a warning.
+        a warning; so are bits that grew, because kernels read nibbles and bytes.
 
     Raises:
         ValueError: no linear can be packed, naming the first and why; another dtype or target.
@@ -65,12 +68,31 @@ def with_kernels(model: Transformer, dtype: str | None = None, target: str = "an
         new.lm_head = head
     elif isinstance(table.weight, QTensor):
         stayed["lm_head"] = head
+    new.label = dataclasses.replace(new.label, notes=(*model.notes, *_wider(model, new)))
     if stayed:
         notes = [f"without a kernel: {path} ({why})" for path, why in stayed.items()]
-        new.label = dataclasses.replace(model.label, notes=(*model.notes, *notes))
+        new.label = dataclasses.replace(new.label, notes=(*new.notes, *notes))
         first = f"{counted(len(stayed), 'linear')} stay as they are (see .notes); {notes[0]}"
         warnings.warn(first, stacklevel=2)
     return new
+
+
+def _wider(model: Transformer, new: Transformer) -> list[str]:
+    """A line where kernels read clearly more bits than the QTensors need: they know nibbles and
+    bytes, and unpacked ranges.
+    """
+    pairs = [(old.weight, layer.weight) for old, layer in
+             zip(linears(model).values(), linears(new).values()) if isinstance(layer.weight, Packed)
+             and isinstance(old.weight, QTensor)]  # fmt: skip
+    sizes = [math.prod(p.shape) for _, p in pairs]
+    stored, held = (
+        sum(bits * n for bits, n in zip(each, sizes)) / sum(sizes)
+        for each in ([bits_per_weight(q) for q, _ in pairs], [p.bits_per_weight for _, p in pairs])
+    )
+    if held < WIDER * stored:
+        return []
+    why = "kernels read nibbles, bytes and unpacked ranges"
+    return [f"packed in {held:.4g} bits a weight, not {stored:.4g}: {why}"]
 
 
 def _packed(layer: Linear, dtype: str | None, target: str) -> Linear | str:
