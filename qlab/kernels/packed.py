@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +202,7 @@ def prepack(q: QTensor, dtype: str | None = None, target: str = "any") -> Packed
     return p.turn(target == "cuda" and _by_bytes(p))
 
 
-def described(x: object) -> str:
+def described(x: Any) -> str:
     """What was given in place of weights, in a few words.
 
     Example:

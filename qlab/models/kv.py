@@ -325,10 +325,11 @@ def attend(
             last = min(first + size, time)
             end = last if causal else seen
             # Before these nobody needs the float keys, the float values.
-            begin = [min(side.closed(first), end) if causal else 0 for side in sides]
+            k0, v0 = (min(side.closed(first), end) if causal else 0 for side in sides)
             masks = [m[first:last, :end] for m in (allowed, *in_codes)]
             heads = (k[:end], kc[:end], v[:end], vc[:end])
-            parts.append(_block_of_queries(q[:, first:last], *heads, *masks, *begin))
+            rows = q[:, first:last]
+            parts.append(_block_of_queries(rows, *heads, *masks, k0=k0, v0=v0))
         return jnp.concatenate(parts, axis=1)
 
     q = q.reshape(batch, time, kv_heads, -1, d).transpose(0, 2, 3, 1, 4)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -92,7 +91,7 @@ class Settings(NamedTuple):
                 raise ValueError(f"{name}={value!r} is not a whole number from 1 on")
         for name in ("learning_rate", "temperature", "step_rate", "weight_decay"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
                 raise ValueError(f"{name}={value!r} is not a number")
             if not value > 0 and name in ("learning_rate", "temperature"):
                 raise ValueError(f"{name}={value!r} is not positive")
@@ -100,7 +99,7 @@ class Settings(NamedTuple):
                 raise ValueError(f"{name}={value!r} is negative")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed={self.seed!r} is not a whole number from 0 on")
-        if self.kd is not None and not (isinstance(self.kd, numbers.Real) and 0 <= self.kd <= 1):
+        if self.kd is not None and not (isinstance(self.kd, int | float) and 0 <= self.kd <= 1):
             raise ValueError(f"kd={self.kd!r} is not a share: 0 ≤ kd ≤ 1")
 
 

@@ -244,11 +244,11 @@ def _origin(job: Job, mode: str, kinds: Mapping[str, Batches]) -> tuple[str, ...
 def _rounded_before(job: Job) -> tuple[str, ...]:
     """The report's line on layers that came quantized: what is rounded now are their values."""
     found = linears(job.model)
-    again = [path for path, task in job.plan.items()
-             if task is not None and isinstance(found[path].weight, QTensor)]  # fmt: skip
+    weights = [found[path].weight for path, task in job.plan.items() if task is not None]
+    again = [w for w in weights if isinstance(w, QTensor)]
     if not again:
         return ()
-    was = ", ".join(dict.fromkeys(name_of(found[path].weight.spec) for path in again))
+    was = ", ".join(dict.fromkeys(name_of(w.spec) for w in again))
     line = f"{counted(len(again), 'linear')} came quantized ({was}) and were rounded again: errors"
     return (line + " are against those values, not the float weights",)
 
