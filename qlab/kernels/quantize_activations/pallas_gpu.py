@@ -100,8 +100,9 @@ def _tokens(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
     if interpret:
         x = jnp.pad(x, ((0, 0), (0, chunks * chunk - x.shape[1]), (0, 0)))
     held = (chunks, chunk, width)
+    # One divisor for all lanes: XLA, which interprets, would multiply by its reciprocal.
     codes, scale = _run(
-        partial(_row, spec, divide_with(interpret, False)),
+        partial(_row, spec, divide_with(interpret, False), () if interpret else (THREADS,)),
         x,
         tokens,
         spec.format,
@@ -119,6 +120,7 @@ def _tokens(x: jax.Array, spec: Spec, interpret: Any) -> tuple[jax.Array, jax.Ar
 def _row(
     spec: Spec,
     divide: Divide,
+    lanes: tuple[int, ...],
     x: Any,
     codes: Any,
     scales: Any,
@@ -146,7 +148,7 @@ def _row(
     jax.lax.fori_loop(0, chunks, read, None)
     plgpu.barrier_wait(loaded)
     most = jax.lax.fori_loop(0, chunks, largest, jnp.float32(0))
-    each = jnp.broadcast_to(most, (THREADS,))  # every thread divides, and all agree
+    each = jnp.broadcast_to(most, lanes)  # every thread divides, and all agree
     scale = jnp.max(scale_of(each, spec, divide))
     jax.lax.fori_loop(0, chunks, round_and_write, scale)
     scales[token] = scale
