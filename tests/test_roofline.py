@@ -290,7 +290,7 @@ def test_models_of_other_products_are_named():
     found = table()
     odd = dataclasses.replace(found.rows[2], model="w8a8", products="int8")
     more = [dataclasses.replace(found.rows[0], model=name) for name in "cdef"]
-    speeds = dataclasses.replace(found.speeds, peaks={**found.speeds.peaks, "int8": (4e11,) * 5})
+    speeds = dataclasses.replace(found.speeds, peaks={**found.speeds.peaks, "int8": (4e11,) * 8})
     found = dataclasses.replace(found, rows=(*found.rows, odd, *more), speeds=speeds)
     widget = roofline(found)
     words = "not under this roof: w8a8 (int8), e, f"
