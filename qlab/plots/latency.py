@@ -39,7 +39,7 @@ def latency(bench: Any, *, title: str = "") -> Figure:
     }
     roofs = _rooflines(left, bench, looks)
     words = _speeds(right, bench, looks)
-    label_ends(left, roofs)
+    label_ends(left, roofs, gap=0.12)
     figure.suptitle(title or f"Measured on {bench.device}", x=0.01, ha="left", fontweight="bold")
     figure.set_label(
         f"{title or 'Speed of decode'}, {bench.context} tokens of prompt, on {bench.device}. "
