@@ -85,8 +85,7 @@ def bench(
     Source: the roofline, Williams et al. 2009, doi 10.1145/1498765.1498785.
     """
     named = _named(models)
-    several = isinstance(batch, Iterable) and not isinstance(batch, str)
-    batches = list(batch) if several else [batch]
+    batches = _several(batch)
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f"prompt {prompt!r:.40} is no text")
     counts = {"new_tokens": [new_tokens], "rounds": [rounds], "batch": batches}
@@ -129,8 +128,7 @@ def _named(models: Any) -> dict[str, Transformer]:
     if isinstance(models, Mapping):
         named = dict(models)
     else:
-        one = isinstance(models, str | os.PathLike) or not isinstance(models, Iterable)
-        several = [models] if one else list(models)
+        several = _several(models)
         names = [_called(model) for model in several]
         again = [names[:i].count(name) for i, name in enumerate(names)]
         names = [f"{name} ({n + 1})" if n else name for name, n in zip(names, again)]
@@ -144,6 +142,11 @@ def _named(models: Any) -> dict[str, Transformer]:
     if not named:
         raise ValueError("no models to time")
     return named
+
+
+def _several(given: Any) -> list[Any]:
+    """What was given, one or several; a text is one."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
 
 def _called(model: Any) -> str:
