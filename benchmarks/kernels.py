@@ -156,8 +156,9 @@ def cpu_table(found: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Packed rows have their head in 8 bits, and every product unpacks its weights first."
-        + (BUSY if found["load_average"] > found["cores"] else ""),
+        "× float32 is the median of the ratios taken round by round, not the ratio of the two "
+        "medians. Packed rows have their head in 8 bits, and every product unpacks its weights "
+        "first." + (BUSY if found["load_average"] > found["cores"] else ""),
         "",
         "Formulations kept (`qlab.kernels.cpu`): "
         + "; ".join(f"{key}: {way}" for key, way in found["formulations"].items())

@@ -677,22 +677,29 @@ def bench(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Multiply quantized models from packed weights.")
     ] = False,
+    kv: Annotated[
+        list[str] | None,
+        typer.Option(help="Quantize the first's keys and values: a name in qlab.models.KVS."),
+    ] = None,
     batch: Annotated[str, typer.Option(help="Sequences at once, as 1 or 1,4,16.")] = "1",
     context: Annotated[int | None, typer.Option(help="Tokens of every prompt.")] = None,
     new_tokens: Annotated[int, typer.Option(help="Decode steps of a round.")] = 16,
     prompt: Annotated[str | None, typer.Option(help="A text; default: a bundled one.")] = None,
-    rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 5,
+    rounds: Annotated[int, typer.Option(help="How often everything is timed.")] = 8,
     json_file: Json = None,
 ) -> None:
     """Speed of prompts and decode, beside what this machine's memory and products allow.
 
     Example: qlab bench smollm2-135m --spec int4_g64 --kernels --batch 1,4,16
+
+    Example: qlab bench smollm2-135m --kv kivi4 --context 1024
     """
     import qlab
 
     rows = [_load(name) for name in models]
     for name in spec or []:
         rows.append(qlab.quantize_model(rows[0], "rtn", name, progress=console.is_terminal))
+    rows += [qlab.quantize_kv(rows[0], name) for name in kv or []]
     if kernels:
         rows = _packed(rows)
     settings: dict[str, Any] = {"new_tokens": new_tokens, "prompt": prompt, "rounds": rounds}

@@ -184,7 +184,11 @@ def test_any_model_is_timed(packed):
         " ".join(found["packed", 1].notes)
     )
     assert "the head is float32 and" in " ".join(found["packed", 1].notes)
-    assert "decodes the whole quantized cache" in found["kv", 1].notes[-1]
+    assert "decodes the whole quantized cache" in found["kv", 1].notes[-2]
+    assert (
+        "kv: for 16 tokens its cache is 2.6 times a float one, since 128 of them"
+        in (found["kv", 1].notes[-1])
+    )
     assert found["float", 1].notes == ()
     for row in found.rows:
         assert found.roof(row).peak > 0 and math.isfinite(row.decode.intensity)
@@ -221,15 +225,22 @@ def test_prompts_are_repeated_or_cut():
 @pytest.mark.parametrize(
     "models, chosen, words",
     [
-        ("tiny", {}, r"bench takes models, not 'tiny'; give qlab.load\('tiny'\)"),
-        (["tiny", "tiny"], {}, r"not 'tiny'; give qlab.load\('tiny'\)"),
-        ({"a": 3}, {}, "bench takes models, not 3"),
+        ("tiny", {}, r"models='tiny' is a name: qlab.load\('tiny'\) gives the model"),
+        (["tiny", "tiny"], {}, r"'tiny' is a name: qlab.load\('tiny'\) gives"),
+        ({"a": 3}, {}, "models= takes a model, as qlab.load gives it, not 3"),
+        (None, {}, "models= takes a model, as qlab.load gives it, not None"),
+        (3, {}, "models= takes a model, as qlab.load gives it, not 3"),
+        (print, {}, "models= takes models, as qlab.load gives them, not <built-in"),
+        ({1: MODEL}, {}, "a row's name is text, not 1"),
         ([], {}, "no models to time"),
         (MODEL, {"batch": 0}, "batch 0 is less than 1"),
         (MODEL, {"batch": [1, -4]}, "batch -4 is less than 1"),
         (MODEL, {"batch": []}, "no batch to time"),
-        (MODEL, {"batch": "16"}, "batch '1' is no whole number"),
+        (MODEL, {"batch": "16"}, "batch '16' is no whole number"),
         (MODEL, {"batch": [1.5]}, "batch 1.5 is no whole number"),
+        (MODEL, {"batch": 1.5}, "batch 1.5 is no whole number"),
+        (MODEL, {"batch": None}, "batch None is no whole number"),
+        (MODEL, {"prompt": 5}, "prompt 5 is no text"),
         (MODEL, {"batch": [True]}, "batch True is no whole number"),
         (MODEL, {"rounds": 0}, "rounds 0 is less than 1"),
         (MODEL, {"new_tokens": 0}, "new_tokens 0 is less than 1"),
@@ -255,12 +266,12 @@ def test_a_prompt_needs_a_tokenizer():
 # ---- telling
 
 
-def table(rounds=5):
+def table(rounds=8):
     """Two models at two batches: the second is twice as fast at 1, and not told apart at 16."""
     load, few = Load(100e6, 50e6), Load(30e6, 50e6)
-    slow = (0.04, 0.05, 0.06, 0.05, 0.05)[:rounds]
+    slow = (0.04, 0.05, 0.06, 0.05, 0.05, 0.05, 0.05, 0.05)[:rounds]
     fast = tuple(x / 2 for x in slow)
-    mixed = tuple(x * f for x, f in zip(slow, (0.9, 1.1, 1.0, 1.05, 0.95)))
+    mixed = tuple(x * f for x, f in zip(slow, (0.9, 1.1, 1.0, 1.05, 0.95, 0.9, 1.1, 1.0)))
     one = Speed("a", 1, 8, slow, slow, load, load, "float32", SHAPES["smollm2-135m"], 99, 1)
     rows = (
         one,
@@ -284,17 +295,46 @@ def test_the_table_says_what_was_measured():
     assert last[8] == "1.00"
 
 
-def test_verdicts_need_all_of_five_rounds():
-    assert table().verdicts() == ["b against a, in all 5 rounds: faster at batch 1."]
-    assert table(rounds=4).verdicts() == []
+def test_verdicts_need_rounds_that_chance_does_not_fill():
+    assert table().verdicts() == ["b against a, in all 8 rounds: faster at batch 1."]
+    assert len(table(rounds=7).verdicts()[0].split("faster at batch 1")) == 2  # 4 / 128 < 0.05
+    few = "6 rounds can tell no difference from chance in 2 comparisons with a; more rounds: 7."
+    assert table(rounds=6).verdicts() == [few] and few in table(rounds=6).notes()
     same = dataclasses.replace(table(), rows=table().rows[:2] * 2)
     assert same.verdicts() == []  # one model
+
+
+def test_faster_than_the_roof_is_noted():
+    found = table()
+    assert "over 100 %" not in " ".join(found.notes())
+    slow = dataclasses.replace(found.speeds, bandwidth=(1e9,) * 8)  # 100 ms for 100 MB
+    words = " ".join(dataclasses.replace(found, speeds=slow).notes())
+    assert "over 100 % of the roof: a × 1, prompt; a × 1, decode;" in words
+
+
+@pytest.mark.parametrize(
+    "op, dtype, words",
+    [
+        ("reference, compiled by XLA", None, "are unpacked by XLA before each product"),
+        ("Pallas kernel", None, None),
+        ("Pallas kernel (Hopper; bfloat16), else the reference", None,
+         'w4a16 in float32 takes the reference here, compiled by XLA; qlab.with_kernels'),
+        ("Pallas kernel (Hopper; bfloat16), else the reference", "bfloat16",
+         "w4a16 runs here as Pallas kernel (Hopper; bfloat16), else the reference"),
+    ],
+)  # fmt: skip
+def test_what_packed_weights_run_as_is_said_of_every_platform(monkeypatch, op, dtype, words):
+    monkeypatch.setattr(module, "support", lambda: {"w4a16": op, "q4_k": op})
+    q = quantize_model(MODEL, "rtn", "int4_g64", progress=False)
+    notes = list(module._kernel_notes("m", dense(with_kernels(q, dtype))))
+    said = [note for note in notes if "the head is" not in note]
+    assert len(said) == (words is not None) and (words or "") in " ".join(said)
 
 
 def test_it_shows_itself_everywhere():
     found = table()
     html, text = found._repr_html_(), " ".join(str(found).split())
-    for words in ("memory 20 GB/s", "products of float32 100 G/s", "b: unpacked.", "5 rounds"):
+    for words in ("memory 20 GB/s", "products of float32 100 G/s", "b: unpacked.", "8 rounds"):
         assert words in html and words in text, words
     assert html.count("<tr>") == 6 and "a × 1: 20 tokens/s" in repr(found)
     frame = found.to_pandas()
@@ -320,6 +360,10 @@ def test_json_brings_it_back(tmp_path):
     assert Bench.from_dict(saved)["random", 2].step == found["random", 2].step
     with pytest.raises(KeyError, match="'random', 1"):
         found["random", 3]
+    with pytest.raises(KeyError, match=r"no row 'random' here: there are \('random', 1\), \("):
+        found["random"]
+    with pytest.raises(ValueError, match="'x.png': save writes .json; .figure\\(\\).savefig"):
+        found.save("x.png")
 
 
 def test_a_roof_of_products_that_were_not_timed():

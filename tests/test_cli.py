@@ -75,6 +75,7 @@ def test_advise(capsys):
         (["bench", "tiny", "--context", "300"], ["300", "256", "tiny"]),
         (["bench", "tiny", "--kernels"], ["tiny", "--spec int4_g64"]),
         (["bench", "tiny", "--spec", "int4_g65"], ["int4_g65", "int4_g64"]),
+        (["bench", "tiny", "--kv", "kivi3"], ["kivi3", "kivi4"]),
         (["inspect", "no_such_file.gguf"], ["no_such_file.gguf"]),
         (["inspect", "tiny", "--plan", "Q4_KM"], ["Q4_KM", "Q4_K_M"]),
         (["quantize", "tiny", "-o", "x"], ["--spec", "--to"]),
@@ -135,12 +136,13 @@ def test_bench_writes_what_it_measured(tmp_path, capsys):
     file = tmp_path / "bench.json"
     few = ["--context", "8", "--new-tokens", "2", "--rounds", "1", "--json", str(file)]
     arguments = ["bench", "tiny", "--spec", "int4_g64", "--kernels", "--batch", "1,2", *few]
+    arguments += ["--kv", "kivi4"]
     code, out, err = said(capsys, *arguments)
     assert code == 0 and "tiny rtn int4_g64, kernels" in out and "of roof" in out, err
     found = qlab.evaluation.Bench.from_dict(json.loads(file.read_text()))
     assert [(row.model, row.batch) for row in found.rows] == [
         ("tiny", 1), ("tiny", 2), ("tiny rtn int4_g64, kernels", 1),
-        ("tiny rtn int4_g64, kernels", 2),
+        ("tiny rtn int4_g64, kernels", 2), ("tiny, kivi4", 1), ("tiny, kivi4", 2),
     ]  # fmt: skip
     assert found.context == 8 and found.rows[2].weight_bytes < found.rows[0].weight_bytes
     assert all(len(row.step) == 1 and row.step[0] > 0 for row in found.rows)

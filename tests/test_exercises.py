@@ -7,6 +7,7 @@ a beginner writes them, with numpy, floats, wrong axes and two mistakes at a tim
 import doctest
 import importlib
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -69,7 +70,8 @@ def test_every_mistake_gets_its_own_words(exercise, mistake, capsys):
 @pytest.mark.parametrize("name", ALL)
 def test_a_stub_is_no_failure(name, capsys):
     text = said(capsys, name, lambda *args: ...)
-    assert "not yet: nothing is returned so far" in text and "●" in text
+    nothing = "written to w_ref" if name == "dequantize_tile" else "returned"
+    assert re.search(f"not yet: nothing (is|was) {nothing} so far", text) and "●" in text
     assert f"hint({name!r})" in text
 
 
@@ -467,6 +469,18 @@ def returned(codes_ref, scale_ref, w_ref):
     return codes_ref[...].astype(jnp.float32) * scale_ref[0]
 
 
+def unread(codes_ref, scale_ref, w_ref):
+    w_ref[...] = codes_ref * scale_ref
+
+
+def unread_scale(codes_ref, scale_ref, w_ref):
+    w_ref[...] = codes_ref[...] * jnp.repeat(scale_ref, 2, axis=0)
+
+
+def not_written(codes_ref, scale_ref, w_ref):
+    w_ref = codes_ref[...] * scale_ref[0]  # noqa: F841
+
+
 def without_a_cast(codes_ref, scale_ref, w_ref):
     w_ref[...] = codes_ref[...]
 
@@ -552,6 +566,9 @@ WRONG = [
     ("w4_tile", lambda x, c, s: c * 1.0, "wrong shape of the y: got (8, 3), expected (5, 3)"),
     ("dequantize_tile", returned, "a kernel returns nothing, it writes"),
     ("dequantize_tile", lambda codes, scale: None, "arguments (codes_ref, scale_ref, w_ref)"),
+    ("dequantize_tile", unread, "read a reference with ref[...]"),
+    ("dequantize_tile", unread_scale, "read a reference with ref[...]"),
+    ("dequantize_tile", not_written, "nothing was written to w_ref"),
     ("dequantize_tile", without_a_cast, "Value dtype: int8"),
     ("e4m3_value", lambda code: code / 8, "numbers differ"),
     ("to_e4m3", lambda x, s: (x / s).astype(jnp.float8_e4m3fn), "multiply by it again"),

@@ -2,6 +2,7 @@
 beside what others publish.
 """
 
+import dataclasses
 import doctest
 import importlib
 import math
@@ -257,11 +258,47 @@ def test_moved_by_hand():
     assert "H100" in roofline(lang="ko").view.svg
     for chosen, words in (
         ({"machine": "H10"}, "did you mean 'H100'"),
-        ({"bits": 5}, "bits/weight has no 5"),
+        ({"bits": 5}, "has no 5"),
+        ({"bits": 5}, "known are 2.25, .*; the nearest is 5.25"),
         ({"batch": 3}, "batch has no 3"),
+        ({"bandwidth": 3300}, "bandwidth has no 3300: the nearest is 3350"),
+        ({"machine": "Apple M4 Max"}, "states no FLOP/s; machine='own' takes bandwidth=546 and"),
+        ({"machine": "H100", "bandwidth": 100}, "H100 has 3350 GB/s .*: leave bandwidth=100 out"),
+        ({"machine": "H100", "flops": 2}, "TFLOP/s: leave flops=2 out, or say machine='own'"),
     ):
         with pytest.raises(ValueError, match=words):
             roofline(**chosen)
+        before = widget.state
+        with pytest.raises(ValueError, match=words):
+            widget.set(**chosen)
+        assert widget.state == before
+
+
+def test_a_speed_without_a_machine_is_nobodys():
+    state = roofline(bandwidth=100).state
+    assert (state.machine, state.bandwidth, state.flops) == (OWN, 100, 989.4)
+    assert "H100" not in roofline(bandwidth=100).view.svg
+    assert roofline(machine=OWN, bandwidth=100, flops=2).state.flops == 2
+    assert roofline(machine="h100").state == RooflineState()
+    found = table()
+    mine = roofline(found, bandwidth=100).state  # the other speed stays the measured one
+    assert (mine.machine, mine.bandwidth, mine.flops) == (OWN, 100, 0.1)
+    assert roofline(found, machine="rtx 4090").state.bandwidth == 1008
+
+
+def test_models_of_other_products_are_named():
+    found = table()
+    odd = dataclasses.replace(found.rows[2], model="w8a8", products="int8")
+    more = [dataclasses.replace(found.rows[0], model=name) for name in "cdef"]
+    speeds = dataclasses.replace(found.speeds, peaks={**found.speeds.peaks, "int8": (4e11,) * 8})
+    found = dataclasses.replace(found, rows=(*found.rows, odd, *more), speeds=speeds)
+    widget = roofline(found)
+    words = "not under this roof: w8a8 (int8), e, f"
+    assert words in widget.view.svg and words in widget.draw(widget.state).label
+    assert {m.model for m in measured_of(found)} == set("abcd")
+    widget.set(machine="H100")
+    assert "not under this roof" not in widget.view.svg
+    assert "not under this roof" not in roofline(table()).view.svg
 
 
 def test_a_bench_is_drawn_under_its_own_roof():
@@ -279,7 +316,8 @@ def test_a_bench_is_drawn_under_its_own_roof():
     data = roofline_data(widget.state, found)
     assert data.roof == Roof(20e9, 100e9) and data.measured == points
     shape = found.rows[0].shape
-    assert data.here == decode_load(shape, widget.state.bits, 1, 128, 32)  # a float32 cache
+    assert widget.state.context == found.context == 8
+    assert data.here == decode_load(shape, widget.state.bits, 1, 8, 32)  # a float32 cache
     label = widget.draw(widget.state).label
     assert "measured, of the peak: a × 1: 1 %" in label
     widget.set(machine="H100")

@@ -21,10 +21,12 @@ import numpy as np
 
 from qlab.data import texts
 from qlab.evaluation.latency import Bench, Speed, Speeds
+from qlab.evaluation.roofline import Load
 from qlab.evaluation.scoring import versions
 from qlab.evaluation.steps import load_of, multiplied, read_bytes, shape_of
 from qlab.kernels import Packed, support
-from qlab.models.kv import name_of
+from qlab.models.checks import check_model
+from qlab.models.kv import name_of, quantize_kv
 from qlab.models.surgery import dense, linears
 from qlab.models.transformer import Transformer
 from qlab.qtensor import QTensor, bits_per_weight
@@ -44,7 +46,7 @@ def bench(
     *,
     new_tokens: int = 16,
     prompt: str | None = None,
-    rounds: int = 5,
+    rounds: int = 8,
     progress: bool = True,
     clock: Clock = time.perf_counter,
 ) -> Bench:
@@ -62,7 +64,8 @@ def bench(
         context: tokens of every prompt; None: the prompt's, or 128, or what a model has room for.
         new_tokens: decode steps of a round.
         prompt: a text whose tokens are repeated, or cut, to `context`; None: a bundled text.
-        rounds: how often everything is timed, after one that compiles.
+        rounds: how often everything is timed, after one that compiles; eight can tell six
+            comparisons from chance.
         progress: show a bar.
         clock: seconds; tests have their own.
 
@@ -70,8 +73,9 @@ def bench(
         a table with `.figure()`, `.to_json()` and `.save(path)`; `found[name, batch]` is a row.
 
     Raises:
-        ValueError: a name in place of a model; context and new tokens beyond a model's positions; a
-            batch, context, round or step below 1; a prompt for a model without tokenizer.
+        ValueError: something in place of a model, or of its name; context and new tokens beyond a
+            model's positions; a batch, context, round or step that is no whole number or below 1;
+            a prompt that is no text, or for a model without tokenizer.
 
     Example:
         >>> model = qlab.load("tiny")                                        # doctest: +SKIP
@@ -81,7 +85,9 @@ def bench(
     Source: the roofline, Williams et al. 2009, doi 10.1145/1498765.1498785.
     """
     named = _named(models)
-    batches = [batch] if isinstance(batch, int | np.integer) else list(batch)
+    batches = _several(batch)
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"prompt {prompt!r:.40} is no text")
     counts = {"new_tokens": [new_tokens], "rounds": [rounds], "batch": batches}
     for what, values in counts.items():
         _check(what, values)
@@ -122,18 +128,25 @@ def _named(models: Any) -> dict[str, Transformer]:
     if isinstance(models, Mapping):
         named = dict(models)
     else:
-        several = [models] if isinstance(models, str | Transformer) else list(models)
+        several = _several(models)
         names = [_called(model) for model in several]
         again = [names[:i].count(name) for i, name in enumerate(names)]
         names = [f"{name} ({n + 1})" if n else name for name, n in zip(names, again)]
         named = dict(zip(names, several))
-    for model in named.values():
+    for name, model in named.items():
+        check_model(model, "models")
         if not isinstance(model, Transformer):
-            load = f"; give qlab.load({model!r})" if isinstance(model, str) else ""
-            raise ValueError(f"bench takes models, not {model!r:.60}{load}")
+            raise ValueError(f"models= takes models, as qlab.load gives them, not {model!r:.60}")
+        if not isinstance(name, str):
+            raise ValueError(f"a row's name is text, not {name!r:.40}")
     if not named:
         raise ValueError("no models to time")
     return named
+
+
+def _several(given: Any) -> list[Any]:
+    """What was given, one or several; a text is one."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
 
 def _called(model: Any) -> str:
@@ -300,8 +313,30 @@ def _row(
         shape=shape_of(running),
         weight_bytes=weights,
         cache_bytes=round(decode.bytes) - weights,
-        notes=tuple(_notes(name, model, running, kinds)),
+        notes=(
+            *_notes(name, model, running, kinds),
+            *_cache_notes(name, running, decode, (batch, context + new_tokens)),
+        ),
     )
+
+
+def _cache_notes(
+    name: str, running: Transformer, decode: Load, room: tuple[int, int]
+) -> Iterator[str]:
+    """What a quantized cache reads, beside a float one of the same room."""
+    if running.kv is None:
+        return
+    yield f"{name}: a step decodes the whole quantized cache to float32, seen or not."
+    plain = quantize_kv(running, None)
+    weights = read_bytes(running)
+    floats = load_of(plain, jax.eval_shape(lambda: plain.caches(*room)), 1).bytes - weights
+    times = (decode.bytes - weights) / floats
+    if times >= 1:
+        yield (
+            f"{name}: for {counted(room[1], 'token')} its cache is {times:.2g} times a float one, "
+            f"since {running.kv.window} of them have room in float beside the codes; a longer "
+            "context is where it saves."
+        )
 
 
 def _notes(
@@ -323,22 +358,27 @@ def _notes(
     if len(kinds) > 1:
         parts = ", ".join(f"{dtype} {n / sum(kinds.values()):.0%}" for dtype, n in kinds.items())
         yield f"{name}: products by weights: {parts}; its roof is that of the first."
-    if model.kv is not None:
-        yield f"{name}: a step decodes the whole quantized cache to float32, seen or not."
 
 
 def _kernel_notes(name: str, running: Transformer) -> Iterator[str]:
     """What packed weights run as here, and what was not packed."""
     layers = [one for one in linears(running).values() if isinstance(one.weight, Packed)]
     plain = [one.weight for one in layers if one.act is None and isinstance(one.weight, Packed)]
-    for op in sorted({"q4_k" if weight.layout == "q4_k" else "w4a16" for weight in plain}):
-        if support()[op].startswith("reference"):
+    kinds = {("q4_k" if w.layout == "q4_k" else "w4a16", w.dtype or "float32") for w in plain}
+    for op, dtype in sorted(kinds):
+        words = support()[op]
+        if words.startswith("reference"):
             yield (
                 f"{name}: packed weights are unpacked by XLA before each product on this "
                 f"{jax.default_backend()}; what that moves is not counted."
             )
-        elif "reference" in support()[op]:
-            yield f"{name}: {op} runs here as {support()[op]}."
+        elif "bfloat16" in words and dtype != "bfloat16":
+            yield (
+                f"{name}: {op} in {dtype} takes the reference here, compiled by XLA; "
+                'qlab.with_kernels(model, "bfloat16") takes the kernel.'
+            )
+        elif "reference" in words:
+            yield f"{name}: {op} runs here as {words}."
     head = running.lm_head.weight if running.lm_head is not None else running.embed_tokens.weight
     if layers and isinstance(head, jax.Array):
         share = head.nbytes / read_bytes(running)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import itertools
 import json
 import os
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qlab.evaluation.result import escape
@@ -23,7 +25,7 @@ from qlab.evaluation.shapes import Shape
 from qlab.io.atomic import atomic_file
 from qlab.suggest import counted, near
 
-FEWEST_ROUNDS = 5  # of which all must agree: by chance one pair in sixteen does
+CHANCE = 0.05  # that any of equal models is told apart
 GROUPS = (("", 2), ("prompt", 4), ("decode", 8))  # heads over the table's columns
 COLUMNS = (
     "model",
@@ -156,8 +158,8 @@ class Bench:
         for row in self.rows:
             if (row.model, row.batch) == at:
                 return row
-        known = ", ".join(f"{row.model!r}, {row.batch}" for row in self.rows)
-        raise KeyError(f"no row {at} here; there is {known}")
+        known = ", ".join(f"({row.model!r}, {row.batch})" for row in self.rows)
+        raise KeyError(f"no row {at!r} here: there are {known}")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -212,6 +214,7 @@ class Bench:
             f"{self.device}, {counted(self.cores, 'core')}, load {self.load:.1f}, "
             f"jax {self.versions['jax']}.",
             *self.verdicts(),
+            *self._above(),
         ]
         for row in self.rows:
             found += [note for note in row.notes if note not in found]
@@ -219,12 +222,17 @@ class Bench:
 
     def verdicts(self) -> list[str]:
         """For every model but the first: at which batches it decoded faster in every round, and
-        at which slower. What differs between rounds is left out, and so is everything of fewer
-        than five: equal models would be told apart by chance.
+        at which slower. What differs between rounds is left out. Rounds that are too few say so:
+        equal models agree in all of n with a chance of 2 · 0.5ⁿ, at every batch again.
         """
         first, said = self.models[0], []
-        if self.rounds < FEWEST_ROUNDS:
-            return []
+        compared = sum(row.model != first for row in self.rows)
+        enough = next(n for n in itertools.count(1) if 2 * 0.5**n * compared < CHANCE)
+        if compared and self.rounds < enough:
+            return [
+                f"{counted(self.rounds, 'round')} can tell no difference from chance in "
+                f"{counted(compared, 'comparison')} with {first}; more rounds: {enough}."
+            ]
         for name in self.models[1:]:
             words = []
             rows = [row for row in self.rows if row.model == name]
@@ -238,6 +246,22 @@ class Bench:
             told = ", ".join(words) or "neither faster nor slower at any batch"
             said.append(f"{name} against {first}, in all {self.rounds} rounds: {told}.")
         return said
+
+    def _above(self) -> list[str]:
+        """A note on what was faster than its roof, if anything."""
+        found = []
+        for row in self.rows:
+            roof = self.roof(row)
+            for what, load, taken in (("prompt", row.prompt, row.first_token),
+                                      ("decode", row.decode, row.seconds)):  # fmt: skip
+                if round(100 * load.seconds(roof) / taken) > 100:
+                    found.append(f"{row.model} × {row.batch}, {what}")
+        if not found:
+            return []
+        return [
+            f"over 100 % of the roof: {'; '.join(found)}. What stays in a cache is read faster "
+            "than memory, and a disturbed probe puts the roof too low."
+        ]
 
     def figure(self, **settings: Any) -> Any:
         """Rooflines and tokens/s as a picture: `qlab.plots.latency`."""
@@ -261,7 +285,15 @@ class Bench:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes `to_json()` to a file, whole or not at all."""
+        """Writes `to_json()` to a file, whole or not at all.
+
+        Raises:
+            ValueError: a name that ends in something other than `.json`.
+        """
+        if Path(path).suffix not in ("", ".json"):
+            raise ValueError(
+                f"{os.fspath(path)!r}: save writes .json; .figure().savefig draws a picture"
+            )
         with atomic_file(path, overwrite=True) as sink:
             sink.write(self.to_json().encode())
 

@@ -45,6 +45,7 @@ class Exercise:
         solution: the right function. cases: ordinary first. mistakes: likeliest first.
         hints: from a nudge to nearly the answer. lesson: said when it is solved.
         run: how a function is tried on the arguments of a case; None: it is called.
+        empty: what is said of a function that gives nothing; "": that nothing is returned.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Exercise:
     hints: tuple[str, ...]
     lesson: str
     run: Callable[..., Any] | None = None
+    empty: str = ""
 
     def tried(self, function: Callable[..., Any], case: Case) -> Any:
         """What a function makes of a case."""
@@ -91,7 +93,7 @@ def judge(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
         except Exception as error:  # whatever a learner's code does, the notebook goes on
             return _not_yet(exercise, _raised(exercise, function, case, error), number)
         if answer is None or answer is Ellipsis:
-            return _not_yet(exercise, _nothing(case, number))
+            return _not_yet(exercise, exercise.empty or _nothing(case, number))
         if isinstance(answer, list) and len(exercise.returns) > 1:
             answer = tuple(answer)
         first = answer if number == 0 else first
@@ -122,6 +124,7 @@ def _nothing(case: Case, number: int) -> str:
     return f"on {case.words} your function returns nothing: is there a path without return?"
 
 
+_REF = "read a reference with ref[...]: it is no array before that"
 # What an error message of Python or JAX means for somebody who meets it for the first time.
 _MEANINGS = {
     "truth value of an array": "Python's max, min and if know single numbers; for arrays there are "
@@ -129,6 +132,9 @@ _MEANINGS = {
     "Incompatible shapes for broadcasting": "with keepdims=True a maximum keeps its axis and fits "
     "its rows",
     "of integer type": "a shape is made of whole numbers: // divides to one",
+    "'AbstractRef' object has no attribute": _REF,
+    "requires ndarray or scalar arguments": _REF,
+    "Cannot store a Ref": _REF,
     "division by zero": "catch that case before dividing",
 }
 

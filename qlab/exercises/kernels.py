@@ -387,6 +387,10 @@ DEQUANTIZE_TILE = Exercise(
     ),
     lesson="Reads, arithmetic, a write: the rest of a kernel says which tile, and in which order.",
     run=kernel_output,
+    empty=(
+        "nothing was written to w_ref so far; put your code in place of ...\n"
+        "  (w_ref[...] = writes a block; w_ref = only gives the name to something else)"
+    ),
 )
 
 KERNELS = (

@@ -13,7 +13,7 @@ from qlab.plots.style import COLOURS, CYCLE, DASHES, MARKERS, label_ends, new, s
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SLOPE = {"float32": "black", "bfloat16": "grey", "int8": "purple", "float8_e4m3fn": "orange"}
+ROOFS = {"float32": "-", "bfloat16": "--", "int8": "-.", "float8_e4m3fn": ":"}
 DTYPES = {"float8_e4m3fn": "float8"}
 
 
@@ -37,8 +37,9 @@ def latency(bench: Any, *, title: str = "") -> Figure:
         name: {"color": COLOURS[CYCLE[i % len(CYCLE)]], "marker": MARKERS[i % len(MARKERS)]}
         for i, name in enumerate(bench.models)
     }
-    _rooflines(left, bench, looks)
+    roofs = _rooflines(left, bench, looks)
     words = _speeds(right, bench, looks)
+    label_ends(left, roofs, gap=0.12)
     figure.suptitle(title or f"Measured on {bench.device}", x=0.01, ha="left", fontweight="bold")
     figure.set_label(
         f"{title or 'Speed of decode'}, {bench.context} tokens of prompt, on {bench.device}. "
@@ -47,34 +48,41 @@ def latency(bench: Any, *, title: str = "") -> Figure:
     return figure
 
 
-def _rooflines(axes: Any, bench: Any, looks: dict[str, dict[str, Any]]) -> None:
+def _rooflines(axes: Any, bench: Any, looks: dict[str, dict[str, Any]]) -> list[tuple]:
+    """Roofs and marks; returns what is to be written beside the roofs' ends."""
+    from matplotlib.patheffects import withStroke
+
     loads = [load for row in bench.rows for load in (row.prompt, row.decode)]
     low, high = (f(load.intensity for load in loads) for f in (min, max))
     dtypes = list(dict.fromkeys(row.products for row in bench.rows))
     ridges = [bench.speeds.roof(dtype).ridge for dtype in dtypes]
-    x = np.geomspace(min(low, *ridges) / 2.5, max(high, *ridges) * 2.5, 200)
-    for dtype in dtypes:
-        roof = bench.speeds.roof(dtype)
-        y = [roof.attainable(value) / 1e9 for value in x]
-        axes.plot(x, y, color=COLOURS[SLOPE[dtype]], lw=1.6, zorder=1)
-        words = f"products of {DTYPES.get(dtype, dtype)}: {roof.peak / 1e9:,.0f} G/s"
-        axes.annotate(words, (x[-1], roof.peak / 1e9), xytext=(0, 4), ha="right", fontsize=8.5,
-                      textcoords="offset points")  # fmt: skip
+    x = (min(low, *ridges) / 2.5, max(high, *ridges) * 2.5)
+    ends = []
+    slope = bench.speeds.roof(dtypes[0]).bandwidth  # the same for all of them
+    axes.plot([x[0], max(ridges)], [x[0] * slope / 1e9, max(ridges) * slope / 1e9],
+              color=COLOURS["black"], lw=1.6, zorder=1)  # fmt: skip
+    for dtype, ridge in zip(dtypes, ridges):
+        peak = bench.speeds.roof(dtype).peak / 1e9
+        axes.plot([ridge, x[-1]], [peak] * 2, color=COLOURS["black"], lw=1.6, zorder=1,
+                  ls=ROOFS[dtype])  # fmt: skip
+        words = f"{DTYPES.get(dtype, dtype)}\n{peak:,.0f} G/s"
+        ends.append((x[-1], peak, words, COLOURS["black"]))
     for i, (name, look) in enumerate(looks.items()):
         rows = sorted((row for row in bench.rows if row.model == name), key=lambda row: row.batch)
         for row in {rows[0].batch: rows[0], rows[-1].batch: rows[-1]}.values() if i == 0 else ():
             spot = (row.decode.intensity, row.decode.operations / row.seconds / 1e9)
-            axes.annotate(f"batch {row.batch}", spot, xytext=(-7, 0), ha="right", va="center",
-                          textcoords="offset points", fontsize=8.5)  # fmt: skip
+            axes.annotate(f"batch {row.batch}", spot, xytext=(-9, 0), ha="right", va="center",
+                          textcoords="offset points", fontsize=8.5, zorder=4,
+                          path_effects=[withStroke(linewidth=3, foreground="white")])  # fmt: skip
         _points(axes, [(r.decode, r.seconds) for r in rows], look)
         _points(axes, [(r.prompt, r.first_token) for r in rows], {**look, "mfc": "white"})
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="10⁹ operations/s")
-    slope = bench.speeds.roof(dtypes[0]).bandwidth
     words = f"slope: memory,\n{slope / 1e9:,.3g} GB/s"
     axes.text(0.015, 0.98, words, transform=axes.transAxes, va="top", fontsize=8.5)
     axes.set_xlim(x[0] / 4, x[-1])
     axes.set_title("Under the roof: decode filled, prompts hollow")
     _plain(axes)
+    return ends
 
 
 def _plain(axes: Any) -> None:

@@ -58,6 +58,7 @@ class RooflineData:
         faster: (batch, times faster than with 16 bits) along the batches.
         cross, cross_full: the batch from which a step multiplies longer than it reads.
         measured: what a bench measured.
+        left_out: models of the bench that are not drawn under this roof, in words.
     """
 
     machine: str
@@ -76,6 +77,7 @@ class RooflineData:
     cross: float
     cross_full: float
     measured: tuple[Measured, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def speed(self) -> float:
@@ -205,7 +207,14 @@ def _head(picture: Picture, data: RooflineData, lang: str) -> None:
         told = [f"{m.model} × {m.batch}: {share(m.reached / data.roof.peak)}"
                 for m in data.measured if m.decode]  # fmt: skip
         subject += f"; {say('measured, of the peak', lang)}: {', '.join(told)}"
+    if data.left_out:
+        subject += f"; {_left_out(data, lang)}"
     picture.label += f"; {subject}."
+
+
+def _left_out(data: RooflineData, lang: str) -> str:
+    """Which models of a bench have another roof."""
+    return say("not under this roof: {names}", lang, names=", ".join(data.left_out))
 
 
 # ---- under the roof ------------------------------------------------------------------------------
@@ -243,6 +252,10 @@ def _frame(picture: Picture, data: RooflineData, x: Axis, y: Axis, lang: str) ->
     middle = (x.start + x.end) / 2
     words = say("operations a byte; up: operations a second", lang)
     picture.text(middle, LOW + 32, words, size=11, colour="muted", anchor="middle")
+    if data.left_out:  # above the slope there is nothing else
+        words = _left_out(data, lang)
+        words = words if len(words) < 64 else f"{words[:62]}…"
+        picture.text(x.start + 6, TOP + 10, words, size=11, colour="muted")
     _roof(picture, data.roof, x, y)
 
 

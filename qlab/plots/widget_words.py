@@ -480,6 +480,7 @@ KOREAN = {
     "operations a byte; up: operations a second": "바이트당 연산, 위로: 초당 연산",
     "under the roof of the two sliders": "아래 두 값의 지붕 아래",
     "under the measured roof": "측정한 지붕 아래",
+    "not under this roof: {names}": "이 지붕 아래가 아님: {names}",
     "slope: memory {a}; roof: multiplication {b}": "비탈: 메모리 {a}, 지붕: 곱셈 {b}",
     "one model, one context, more sequences": "모델과 컨텍스트는 그대로, 시퀀스만 늘림",
     "never": "없음",

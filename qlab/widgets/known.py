@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 
 from qlab.suggest import near
 
+FEW = 12  # numbers that an error lists
+
 
 def settings_of(widget: type) -> tuple[str, ...]:
     """Keywords of a widget: its constructor's, and the fields of the state that its `draw` is
@@ -32,7 +34,8 @@ def _annotated(draw: Callable) -> Any:
 
 
 def check_offered(name: str, options: Iterable | None, value: Any) -> None:
-    """Raises ValueError with the nearest option where a control does not offer a value.
+    """Raises ValueError with the nearest option where a control does not offer a value; of numbers
+    the nearest number.
 
     Args:
         name: the control's.
@@ -45,5 +48,14 @@ def check_offered(name: str, options: Iterable | None, value: Any) -> None:
         return
     pairs = all(isinstance(one, tuple | list) and len(one) == 2 for one in options)
     values = [one[1] for one in options] if pairs else options
+    if value not in values and _numbers([value, *values]):
+        closest = min(values, key=lambda one: abs(one - value))
+        known = f"known are {', '.join(map(str, values))}; " if len(values) <= FEW else ""
+        raise ValueError(f"{name} has no {value!r}: {known}the nearest is {closest:g}")
     if value not in values:
         raise ValueError(f"{name} has no {value!r}: {near(value, map(str, values))}")
+
+
+def _numbers(values: Iterable) -> bool:
+    """Whether all of them are numbers; a switch is none."""
+    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)

@@ -15,13 +15,13 @@ from qlab.widgets.base import Live
 from qlab.widgets.roofline_data import (
     BATCHES,
     BITS,
-    CONTEXTS,
     HERE,
     OWN,
     RooflineState,
     begin,
     options_of,
     roofline_data,
+    settled,
     speeds_of,
 )
 
@@ -31,18 +31,15 @@ class Roofline(Live):
 
     def __init__(self, bench: Bench | None = None, lang: str = "en", **chosen: Any):
         self.bench = bench
-        if bench is not None:
-            chosen = {**begin(bench), **chosen}
-        machine = chosen.get("machine", RooflineState.machine)
-        if machine != OWN:
-            chosen |= dict(zip(("bandwidth", "flops"), speeds_of(machine, bench)))
+        start = {"machine": RooflineState.machine} if bench is None else begin(bench)
+        chosen = {**settled(start, bench), **settled(chosen, bench)}
         s, offered = RooflineState(**chosen), options_of(bench)
         named = {OWN: "the two sliders'", HERE: HERE}
         machines = [(say(named[m], lang) if m in named else m, m) for m in offered["machine"]]
         sizes = [(f"{n:g}B" if n >= 1 else f"{n * 1e3:g}M", n) for n in offered["parameters"]]
         bandwidths = [(f"{n:,g} GB/s", n) for n in offered["bandwidth"]]
         flops = [(f"{n:,g} T/s" if n >= 1 else f"{n * 1e3:,g} G/s", n) for n in offered["flops"]]
-        contexts = [(f"{n:,}", n) for n in CONTEXTS]
+        contexts = [(f"{n:,}", n) for n in offered["context"]]
         controls = {
             "machine": make.choice("machine", machines, s.machine, lang),
             "parameters": make.steps("parameters", sizes, s.parameters, lang),
@@ -68,13 +65,13 @@ class Roofline(Live):
             self.controls["machine"].value = OWN
 
     def set(self, **values: Any) -> None:
-        """Moves several controls and draws once; a machine brings its two speeds."""
-        if values.get("machine", OWN) != OWN:
-            speeds = speeds_of(values["machine"], self.bench)
-            values = {**dict(zip(("bandwidth", "flops"), speeds)), **values}
-        elif {"bandwidth", "flops"} & set(values):
-            values = {**values, "machine": OWN}
-        super().set(**values)
+        """Moves several controls and draws once; a machine brings its two speeds, a speed makes
+        the machine "own".
+
+        Raises:
+            ValueError: as `roofline`.
+        """
+        super().set(**settled(values, self.bench))
 
 
 def roofline(bench: Bench | None = None, lang: str = "en", **chosen: Any) -> Roofline:
@@ -83,13 +80,15 @@ def roofline(bench: Bench | None = None, lang: str = "en", **chosen: Any) -> Roo
     Args:
         bench: what `qlab.bench` returned: its machine is offered, its rows are drawn under it.
         lang: "en" or "ko".
-        chosen: what to begin with, fields of RooflineState: `machine="RTX 4090", batch=16`.
+        chosen: what to begin with, fields of RooflineState: `machine="RTX 4090", batch=16`; or
+            `bandwidth=100, flops=2`, of a machine of your own.
 
     Returns:
         the widget; `.figure()` is its picture.
 
     Raises:
-        ValueError: a machine that is not known, or without FLOP/s; the nearest is named.
+        ValueError: a machine that is not known, or without FLOP/s, or with a speed beside it; a
+            value that no slider has.
 
     Example:
         >>> qlab.widgets.roofline(machine="RTX 4090", parameters=8.0, bits=4.25)   # doctest: +SKIP

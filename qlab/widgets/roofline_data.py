@@ -5,13 +5,14 @@ measured ones a bench's.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from qlab.evaluation.latency import Bench
 from qlab.evaluation.machines import HARDWARE
 from qlab.evaluation.roofline import Roof, crossover, decode_load, prefill_load, speedup
 from qlab.evaluation.shapes import shape_of
-from qlab.plots.widget_roofline import FULL, Measured, RooflineData
+from qlab.plots.widget_roofline import FULL, MODELS, Measured, RooflineData
 from qlab.suggest import near
 
 OWN, HERE = "own", "measured here"
@@ -24,7 +25,7 @@ CONTEXTS = (128, 512, 2048, 8192, 32_768, 131_072)
 SHOWN = (1, 4, 16, 64)  # batches that have a point
 _STEPS = (1.0, 2.0, 5.0)
 BANDWIDTHS = sorted(
-    {d.bandwidth / 1e9 for d in DEVICES.values()}
+    {d.bandwidth / 1e9 for d in HARDWARE.values()}
     | {m * 10.0**k for m in _STEPS for k in range(1, 4)}
 )
 FLOPS = sorted(
@@ -56,7 +57,7 @@ def speeds_of(machine: str, bench: Bench | None = None) -> tuple[float, float]:
         bench: what was measured.
 
     Raises:
-        ValueError: an unknown machine, or HERE without a bench.
+        ValueError: an unknown machine, one whose maker states no FLOP/s, or HERE without a bench.
 
     Example:
         >>> speeds_of("H100")
@@ -65,16 +66,64 @@ def speeds_of(machine: str, bench: Bench | None = None) -> tuple[float, float]:
     if machine == HERE and bench is not None:
         roof = bench.roof(bench.rows[0])
         return float(f"{roof.bandwidth / 1e9:.3g}"), float(f"{roof.peak / 1e12:.3g}")
+    if machine in HARDWARE and machine not in DEVICES:
+        raise ValueError(
+            f"{machine}: its maker states no FLOP/s; machine='own' takes "
+            f"bandwidth={HARDWARE[machine].bandwidth / 1e9:g} and flops= (TFLOP/s) that you know"
+        )
     if machine not in DEVICES:
         raise ValueError(f"no machine is called {machine!r}: {near(machine, DEVICES)}")
     device = DEVICES[machine]
     return device.bandwidth / 1e9, (device.flops or 0.0) / 1e12
 
 
+def settled(values: Mapping[str, Any], bench: Bench | None = None) -> dict[str, Any]:
+    """What is chosen, so that machine and speeds agree: a machine, upper or lower case, brings its
+    two; a speed alone is of the machine "own".
+
+    Raises:
+        ValueError: a machine that has speeds of its own, and a speed; or as `speeds_of`.
+
+    Example:
+        >>> settled({"machine": "h100"})
+        {'machine': 'H100', 'bandwidth': 3350.0, 'flops': 989.4}
+        >>> settled({"bandwidth": 100.0})
+        {'bandwidth': 100.0, 'machine': 'own'}
+    """
+    speeds = [name for name in ("bandwidth", "flops") if name in values]
+    if "machine" not in values:
+        return {**values, "machine": OWN} if speeds else dict(values)
+    spelt = {name.lower(): name for name in (OWN, HERE, *HARDWARE)}
+    machine = spelt.get(str(values["machine"]).lower(), str(values["machine"]))
+    if machine == OWN:
+        return {**values, "machine": OWN}
+    own = dict(zip(("bandwidth", "flops"), speeds_of(machine, bench)))
+    if speeds:
+        raise ValueError(
+            f"{machine} has {own['bandwidth']:g} GB/s and {own['flops']:g} TFLOP/s: leave "
+            f"{speeds[0]}={values[speeds[0]]!r} out, or say machine='own'"
+        )
+    return {**values, "machine": machine, **own}
+
+
+def under_roof(bench: Bench) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Models of a bench that are drawn, and in words those that are not: they multiply in another
+    dtype than the first, whose roof it is, or there is no colour left.
+    """
+    kinds = {row.model: row.products for row in bench.rows}
+    roof = bench.rows[0].products
+    drawn = [model for model, kind in kinds.items() if kind == roof][: len(MODELS)]
+    others = {model: kind for model, kind in kinds.items() if model not in drawn}
+    words = [f"{model} ({kind})" if kind != roof else model for model, kind in others.items()]
+    return tuple(drawn), tuple(words)
+
+
 def measured_of(bench: Bench | None) -> tuple[Measured, ...]:
-    """The points of a bench: every row's decode, and its prompt."""
-    points = []
+    """The points of a bench: decode and prompt of every row that is `under_roof`."""
+    points, drawn = [], under_roof(bench)[0] if bench else ()
     for row in bench.rows if bench else ():
+        if row.model not in drawn:
+            continue
         for decode, load, taken in ((True, row.decode, row.seconds),
                                     (False, row.prompt, row.first_token)):  # fmt: skip
             reached = load.operations / taken
@@ -119,19 +168,21 @@ def roofline_data(state: RooflineState, bench: Bench | None = None) -> RooflineD
         cross=crossover(shape, s.bits, roof, s.context, kv),
         cross_full=crossover(shape, FULL, roof, s.context, kv),
         measured=measured_of(bench) if s.machine == HERE else (),
+        left_out=under_roof(bench)[1] if bench and s.machine == HERE else (),
     )
 
 
 def options_of(bench: Bench | None) -> dict[str, list[Any]]:
     """What each control offers, the measured machine and models among it."""
     found: dict[str, list[Any]] = {"machine": [OWN, *DEVICES], "bandwidth": list(BANDWIDTHS)}
-    found |= {"flops": list(FLOPS), "parameters": list(PARAMETERS)}
+    found |= {"flops": list(FLOPS), "parameters": list(PARAMETERS), "context": list(CONTEXTS)}
     if bench is not None:
         bandwidth, flops = speeds_of(HERE, bench)
         found["machine"].insert(0, HERE)
         found["bandwidth"] = sorted({*found["bandwidth"], bandwidth})
         found["flops"] = sorted({*found["flops"], flops})
         found["parameters"] = sorted({*found["parameters"], sized(bench)})
+        found["context"] = sorted({*found["context"], bench.context})
     return found
 
 
@@ -148,5 +199,5 @@ def begin(bench: Bench) -> dict[str, Any]:
         "machine": HERE,
         "parameters": sized(bench),
         "bits": min(BITS, key=lambda b: abs(b - bits)),
-        "context": min(CONTEXTS, key=lambda n: abs(n - bench.context)),
+        "context": bench.context,
     }
