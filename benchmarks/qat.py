@@ -30,8 +30,9 @@ RESULT = Path(__file__).resolve().parent / "results" / "qat.json"
 BATCH, TIME = 8, 256
 THREADS = len(os.sched_getaffinity(0))
 VOCAB, WIDTH, INNER, LAYERS, HEADS, KV, DIM = 4096, 256, 768, 4, 4, 2, 64
+PRODUCTS = "matrix products alone"  # of the linears and the head, forward and backward
 KINDS = {"qlab": ("float", "ste int4_g128", "ste int2_g64", "lsq int4_g128", "lsq int2_g64"),
-         "torch": ("float", "ste int4_g128", "ste int2_g64")}  # fmt: skip
+         "torch": ("float", "ste int4_g128", "ste int2_g64", PRODUCTS)}  # fmt: skip
 Step = Callable[[], float]  # takes one step and returns its loss
 
 
@@ -77,6 +78,8 @@ def torch_side(kind: str) -> Step:
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
+    if kind == PRODUCTS:
+        return torch_products()
     _, _, spec = kind.partition(" ")
     bits, group = (int(x.lstrip("intg")) for x in spec.split("_")) if spec else (0, 0)
 
@@ -146,6 +149,23 @@ def torch_side(kind: str) -> Step:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.item()
+
+    return run
+
+
+def torch_products() -> Step:
+    """The products of a step and nothing else: below this no step can be, at this rate."""
+    import torch
+
+    one = [(WIDTH, HEADS * DIM), (WIDTH, KV * DIM), (WIDTH, KV * DIM), (HEADS * DIM, WIDTH),
+           (WIDTH, INNER), (WIDTH, INNER), (INNER, WIDTH)]  # fmt: skip
+    tokens, shapes = BATCH * TIME, one * LAYERS + [(WIDTH, VOCAB)]
+    parts = [(torch.randn(tokens, i), torch.randn(o, i), torch.randn(tokens, o)) for i, o in shapes]
+
+    def run() -> float:
+        for x, w, g in parts:
+            x @ w.T, g @ w, g.T @ x
+        return 0.0
 
     return run
 
@@ -225,6 +245,18 @@ def ratio(found: dict[str, Any], clock: str, a: str, b: str) -> float:
     return statistics.median(x / y for x, y in pairs)
 
 
+def _bound(found: dict[str, Any]) -> list[str]:
+    """How fast a step could be at all, if torch took part."""
+    name = f"torch {PRODUCTS}"
+    if name not in found["seconds"]:
+        return []
+    alone, whole = (1000 * statistics.median(found["seconds"][n]) for n in (name, "torch float"))
+    return [
+        f"The matrix products of a step alone take torch {alone:.0f} of its {whole:.0f} ms. A step "
+        f"that did nothing else at that rate would be {whole / alone:.2f} times as fast.", "",
+    ]  # fmt: skip
+
+
 def write(found: dict[str, Any], rounds: int, steps: int, devices: int) -> None:
     """Prints the result and keeps it."""
     lines = []
@@ -252,7 +284,7 @@ def write(found: dict[str, Any], rounds: int, steps: int, devices: int) -> None:
         f"{facts['device']}, load average {facts['load_average']:.1f}.", "",
         "| side | step | median ms | best ms | by its float step | the same, processor time "
         "| times torch's speed | the same, processor time |",
-        "|---|---|--:|--:|--:|--:|--:|--:|", *lines, "",
+        "|---|---|--:|--:|--:|--:|--:|--:|", *lines, "", *_bound(found),
     ]  # fmt: skip
     for path, text in ((RESULT, json.dumps(facts, indent=1) + "\n"),
                        (RESULT.with_suffix(".md"), "\n".join(page))):  # fmt: skip
