@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from test_kernels import SPECS, WEIGHTS, assert_close, mostly_slow, numbers, packed
 
 from qlab import kernels
 from qlab.kernels import compat, dispatch, gpu, tilings
 from qlab.kernels.tilings import GpuTile, Tile
 from qlab.qtensor import dequantize
+from qlab.specs import SPECS
+from tests.kernels_for_tests import WEIGHTS, assert_close, mostly_slow, numbers, packed
 
 SMALL = GpuTile(16, 128, 128, 2, blocks=4)  # several steps, and inputs split among thread blocks
 RACING = functools.partial(compat.gpu_interpret, detect_races=True)

@@ -17,37 +17,16 @@ from qlab.kernels import compat, gpu8
 from qlab.kernels.tilings import GpuTile
 from qlab.qtensor import Spec, dequantize, quantize
 from qlab.specs import SPECS
+from tests import kernels_for_tests
+from tests.kernels_for_tests import assert_close, numbers
 
 TILE = GpuTile(64, 64, 128, 2)  # several steps along every axis of the matrices below
 BLOCK_ACT = Spec(FP8, 128)
 INTERPRET, RACING = compat.gpu_interpret(), compat.gpu_interpret(detect_races=True)
 
 
-def numbers(*shape: int, seed: int = 0) -> jax.Array:
-    """Normal numbers with a few outliers and a row of zeros."""
-    rng = np.random.default_rng([seed, *shape])
-    x = rng.standard_normal(shape).astype(np.float32)
-    x[rng.random(shape) < 0.01] *= 20
-    if shape[0] > 2:
-        x[1] = 0
-    return jnp.asarray(x)
-
-
-@functools.cache
 def packed(name: str, out: int, inner: int, target: str = "cuda"):
-    q = quantize(numbers(out, inner, seed=1), SPECS[name])
-    return q, kernels.prepack(q, target=target)
-
-
-def assert_sums_close(y, like, x, w) -> None:
-    """Within the error of summing in another order: each of `in` additions is off by at most half
-    an ulp of what was summed.
-    """
-    size = np.abs(np.asarray(x, np.float64)) @ np.abs(np.asarray(w, np.float64)).T
-    off = np.abs(np.asarray(y, np.float64) - np.asarray(like, np.float64))
-    bound = 2.0**-24 * x.shape[1] * size
-    assert y.shape == like.shape and y.dtype == like.dtype
-    assert (off <= bound).all(), f"off by {(off / np.maximum(bound, 1e-30)).max():.2f} bounds"
+    return kernels_for_tests.packed(SPECS[name], out, inner, target)
 
 
 # ---- the layout ----------------------------------------------------------------------------------
@@ -68,7 +47,7 @@ def test_turned_weights_are_the_same_everywhere(name):
     act = {"int8_channel": "int8_token", "fp8_channel": "fp8_token"}.get(name, BLOCK_ACT)
     for how in (None, act):
         like = kernels.matmul(x, plain, how)
-        assert_sums_close(kernels.matmul(x, p, how), like, x, dequantize(q))
+        assert_close(kernels.matmul(x, p, how), like, x, dequantize(q))
     op = kernels.w8a8 if name == "int8_channel" else kernels.fp8
     both = kernels.quantize_activations(x, act)
     tile = kernels.Tile(16, 128, 128)
@@ -126,7 +105,7 @@ def test_fp8(name, act, tokens, out, inner):
     x = numbers(tokens, inner)
     both = kernels.quantize_activations(x, act)
     y = kernels.fp8(*both, p, tiling=TILE, interpret=INTERPRET)
-    assert_sums_close(y, kernels.fp8(*both, p), x, dequantize(q))
+    assert_close(y, kernels.fp8(*both, p), x, dequantize(q))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +192,7 @@ def test_stacks_of_weights_and_inputs(name, act):
     two = jax.tree.map(lambda a: jnp.stack([a, a]), (x, p))
     run = jax.vmap(lambda x, p: kernels.matmul(x, p, act))
     for y in run(*two):
-        assert_sums_close(y, kernels.matmul(x, p, act), x, dequantize(q))
+        assert_close(y, kernels.matmul(x, p, act), x, dequantize(q))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), two)
     program = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=CHECKS)(*shapes)
     assert program.mlir_module().count("mosaic_gpu") >= 2  # rounding and product
