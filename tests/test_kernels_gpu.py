@@ -97,7 +97,7 @@ def test_a_tile_of_the_table():
     y = kernels.w4a16(x, p, interpret=compat.gpu_interpret())
     assert_close(y, kernels.w4a16(x, p), x, dequantize(q))
     each = jax.vmap(lambda x: kernels.w4a16(x[None], p, interpret=compat.gpu_interpret())[0])(x[:3])
-    assert_close(each, y, x, dequantize(q))
+    assert_close(each, y[:3], x[:3], dequantize(q))
 
 
 def test_the_race_detector_can_find_one():
