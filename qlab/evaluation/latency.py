@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
 import itertools
 import json
 import os
@@ -19,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlab.evaluation.result import escape
 from qlab.evaluation.roofline import Load, Roof
 from qlab.evaluation.shapes import Shape
+from qlab.evaluation.shown import as_text, html_row, html_table, print_table
 from qlab.io.atomic import atomic_file
 from qlab.suggest import counted, near
 
@@ -140,8 +139,7 @@ class Bench:
 
     Example:
         >>> found = qlab.bench(qlab.load("tiny"), batch=[1, 4])   # doctest: +SKIP
-        >>> found["tiny", 4].tokens_per_second                    # doctest: +SKIP
-        812.4
+        >>> print(found["tiny", 4].tokens_per_second)             # doctest: +SKIP
     """
 
     rows: tuple[Speed, ...]
@@ -305,23 +303,10 @@ class Bench:
 
     def print(self, console: Any = None) -> None:
         """Prints to a rich console: the table is never squeezed, notes are wrapped."""
-        from rich.console import Console
-        from rich.text import Text
-
-        console = console or Console()
-        table = _table(self)
-        width = max(console.width, Console(width=1000).measure(table).maximum)
-        wide = Console(file=console.file, width=width, force_terminal=console.is_terminal)
-        wide.print(table)
-        for note in self.notes():
-            console.print(Text(f"· {note}", style="dim"))
+        print_table(_table(self), self.notes(), console)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        self.print(Console(width=100, file=out, color_system=None))
-        return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+        return as_text(self.print)
 
     def __repr__(self) -> str:
         said = "; ".join(
@@ -333,16 +318,8 @@ class Bench:
         spans = "".join(
             f'<th colspan="{count}" style="text-align:center">{name}</th>' for name, count in GROUPS
         )
-        head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
-        body = []
-        for cells in self.lines():
-            rest = "".join(f'<td style="text-align:right">{escape(c)}</td>' for c in cells[1:])
-            body.append(f'<tr><td style="text-align:left">{escape(cells[0])}</td>{rest}</tr>')
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes())
-        return (
-            f"<table><thead><tr>{spans}</tr><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(body)}</tbody></table><ul>{notes}</ul>"
-        )
+        body = [html_row(cells) for cells in self.lines()]
+        return html_table(COLUMNS, body, self.notes(), f"<tr>{spans}</tr>")
 
 
 def _figures(value: float) -> str:

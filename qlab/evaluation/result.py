@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from typing import Any
 
 import numpy as np
@@ -235,8 +234,3 @@ def _revive(kind: Any, value: Any) -> Any:
             raw = tuple(raw)
         built[field.name] = raw
     return kind(**built)
-
-
-def escape(text: str) -> str:
-    """Text made safe for HTML."""
-    return html.escape(text)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
 
 from qlab.evaluation.bars import FEWEST_WINDOWS, Estimate, bootstrap
-from qlab.evaluation.result import Evaluation, escape, records
+from qlab.evaluation.result import Evaluation, records
+from qlab.evaluation.shown import as_text, html_row, html_table, print_table
 from qlab.suggest import counted, near
 
 COLUMNS = (
@@ -155,16 +156,7 @@ class Comparison:
 
     def print(self, console: Any = None) -> None:
         """Prints to a rich console: the table is never squeezed, notes are wrapped."""
-        from rich.console import Console
-        from rich.text import Text
-
-        console = console or Console()
-        table = self._table()
-        width = max(console.width, Console(width=1000).measure(table).maximum)
-        wide = Console(file=console.file, width=width, force_terminal=console.is_terminal)
-        wide.print(table)
-        for note in self.notes():
-            console.print(Text(f"· {note}", style="dim"))
+        print_table(self._table(), self.notes(), console)
 
     def _table(self) -> Any:
         from rich import box
@@ -182,11 +174,7 @@ class Comparison:
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        self.print(Console(width=100, file=out, color_system=None))
-        return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+        return as_text(self.print)
 
     def __repr__(self) -> str:
         return (
@@ -194,19 +182,12 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(c)}</th>" for c in COLUMNS)
         body = []
         for score in self.rows[0].texts:
             span = f'colspan="{len(COLUMNS)}" style="text-align:left"'
             body.append(f"<tr><th {span}>{escape(_heading(score))}</th></tr>")
-            for cells in self.lines(score.name):
-                rest = "".join(f'<td style="text-align:right">{escape(c)}</td>' for c in cells[1:])
-                body.append(f'<tr><td style="text-align:left">{escape(cells[0])}</td>{rest}</tr>')
-        notes = "".join(f"<li>{escape(n)}</li>" for n in self.notes())
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-            f"<ul>{notes}</ul>"
-        )
+            body += map(html_row, self.lines(score.name))
+        return html_table(COLUMNS, body, self.notes())
 
 
 def _heading(score: Any) -> str:
