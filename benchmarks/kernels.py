@@ -37,6 +37,7 @@ from flax import nnx
 
 import qlab
 from benchmarks import kernels_aot, kernels_gpu, kernels_hopper, kernels_tune
+from qlab.evaluation.steps import matrices
 from qlab.io.atomic import atomic_file
 from qlab.kernels import cpu
 from qlab.models.generate import generate_tokens
@@ -93,9 +94,7 @@ def models(name: str) -> dict[str, Any]:
 
 def read_bytes(model: Any) -> int:
     """Bytes of all matrices that a decoded token multiplies by, the head among them."""
-    head = model.lm_head or model.embed_tokens
-    matrices = [layer.weight for layer in linears(model).values()] + [head.weight]
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(matrices))
+    return sum(leaf.nbytes for m in matrices(model) for leaf in jax.tree.leaves(m.weight))
 
 
 def seconds_a_token(model: Any, ids: list[int], count: int) -> float:

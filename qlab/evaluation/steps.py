@@ -35,7 +35,7 @@ def read_bytes(model: Transformer) -> int:
 
     Example:
         >>> read_bytes(qlab.load("tiny"))   # doctest: +SKIP
-        18621440
+        16786432
     """
     return _bytes((model.layers, model.norm, model.lm_head or model.embed_tokens))
 

@@ -134,7 +134,7 @@ def lsq(w: jax.Array, learned: Learned, q: QTensor) -> jax.Array:
     any grid, where the paper has one integer grid a layer; then c − z takes round's place.
 
     Args:
-        w: (out, in) float32.
+        w: (out, in) float32; or inputs (time, in) of one sequence with one step (`LearnedStep`).
         learned: what `lsq_start` returns: float32, one number a block.
         q: quantize(w, stored(learned, spec)).
 

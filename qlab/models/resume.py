@@ -110,7 +110,7 @@ def hold(folder: Path) -> Any:
     """Keeps a folder to one run until what is returned is closed.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another run holds it.
     """
     try:
         import fcntl

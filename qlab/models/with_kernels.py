@@ -81,18 +81,17 @@ def _wider(model: Transformer, new: Transformer) -> list[str]:
     """A line where kernels read clearly more bits than the QTensors need: they know nibbles and
     bytes, and unpacked ranges.
     """
-    pairs = [(old.weight, layer.weight) for old, layer in
-             zip(linears(model).values(), linears(new).values()) if isinstance(layer.weight, Packed)
-             and isinstance(old.weight, QTensor)]  # fmt: skip
-    sizes = [math.prod(p.shape) for _, p in pairs]
-    stored, held = (
-        sum(bits * n for bits, n in zip(each, sizes)) / sum(sizes)
-        for each in ([bits_per_weight(q) for q, _ in pairs], [p.bits_per_weight for _, p in pairs])
-    )
+    before, stored, held, count = linears(model), 0.0, 0.0, 0
+    for path, layer in linears(new).items():
+        q, p = before[path].weight, layer.weight
+        if isinstance(q, QTensor) and isinstance(p, Packed):
+            size = math.prod(p.shape)
+            stored, held = stored + size * bits_per_weight(q), held + size * p.bits_per_weight
+            count += size
     if held < WIDER * stored:
         return []
     why = "kernels read nibbles, bytes and unpacked ranges"
-    return [f"packed in {held:.4g} bits a weight, not {stored:.4g}: {why}"]
+    return [f"packed in {held / count:.4g} bits a weight, not {stored / count:.4g}: {why}"]
 
 
 def _packed(layer: Linear, dtype: str | None, target: str) -> Linear | str:
